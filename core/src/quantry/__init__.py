@@ -1,0 +1,142 @@
+"""Quantized weights in PyTorch: packed or error, from any format, on the fastest kernel that is installed.
+
+>>> import quantry
+>>> quantry.__version__.count(".")
+2
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# public name → the module it lives in, imported at first use: `import quantry` imports no torch. No module may have
+# the name of a public function: importing it would put the module in the function's place.
+_HOME = {
+    "Checkpoint": "checkpoint",
+    "open": "checkpoint",
+    "UqffCodec": "codec",
+    "Conversion": "convert",
+    "DeviceInfo": "devices",
+    "DeviceProbe": "devices",
+    "dtype_name": "dtypes",
+    "torch_dtype": "dtypes",
+    "DuplicateTensor": "errors",
+    "FormatError": "errors",
+    "HeaderError": "errors",
+    "KernelError": "errors",
+    "NoKernelError": "errors",
+    "OffsetError": "errors",
+    "PluginError": "errors",
+    "QuantryError": "errors",
+    "ShapeError": "errors",
+    "TruncatedFile": "errors",
+    "UsageError": "errors",
+    "ValueDomainError": "errors",
+    "nearest": "errors",
+    "explain": "explanation",
+    "Detection": "format",
+    "Format": "format",
+    "TensorEntry": "format",
+    "hookimpl": "hookspecs",
+    "inspect": "inspection",
+    "quantize": "isq",
+    "quantize_model": "isq",
+    "BUCKETS": "kernel",
+    "Kernel": "kernel",
+    "Numerics": "kernel",
+    "Problem": "kernel",
+    "BufferSpec": "layout",
+    "Layout": "layout",
+    "Dense": "layouts",
+    "GroupedAffine": "layouts",
+    "GroupedCodebook": "layouts",
+    "ScaledFloat": "layouts",
+    "load_model": "load",
+    "matmul": "multiply",
+    "QuantEmbedding": "nn",
+    "QuantExperts": "nn",
+    "QuantLinear": "nn",
+    "PackedModule": "nn",
+    "TiedHead": "nn",
+    "prepare": "nn",
+    "swap": "nn",
+    "registry": "plugins",
+    "reload": "plugins",
+    "Policy": "policy",
+    "current_policy": "policy",
+    "use": "policy",
+    "Quantizer": "quantizer",
+    "canonical_name": "quantizer",
+    "Decision": "resolve",
+    "Runtime": "runtime",
+    "MappedFile": "source",
+    "Source": "source",
+    "QuantizedTensor": "tensor",
+    "save_uqff": "uqff_write",
+    "verify": "verification",
+}
+
+_RENAMED = {"open": "open_checkpoint"}
+
+__all__ = ["__version__", *sorted(_HOME)]
+
+if TYPE_CHECKING:
+    from quantry.checkpoint import Checkpoint, open_checkpoint
+    from quantry.codec import UqffCodec
+    from quantry.convert import Conversion
+    from quantry.devices import DeviceInfo, DeviceProbe
+    from quantry.dtypes import dtype_name, torch_dtype
+    from quantry.errors import (
+        DuplicateTensor,
+        FormatError,
+        HeaderError,
+        KernelError,
+        NoKernelError,
+        OffsetError,
+        PluginError,
+        QuantryError,
+        ShapeError,
+        TruncatedFile,
+        UsageError,
+        ValueDomainError,
+        nearest,
+    )
+    from quantry.explanation import explain
+    from quantry.format import Detection, Format, TensorEntry
+    from quantry.hookspecs import hookimpl
+    from quantry.inspection import inspect
+    from quantry.isq import quantize, quantize_model
+    from quantry.kernel import BUCKETS, Kernel, Numerics, Problem
+    from quantry.layout import BufferSpec, Layout
+    from quantry.layouts import Dense, GroupedAffine, GroupedCodebook, ScaledFloat
+    from quantry.load import load_model
+    from quantry.multiply import matmul
+    from quantry.nn import PackedModule, QuantEmbedding, QuantExperts, QuantLinear, TiedHead, prepare, swap
+    from quantry.plugins import registry, reload
+    from quantry.policy import Policy, current_policy, use
+    from quantry.quantizer import Quantizer, canonical_name
+    from quantry.resolve import Decision
+    from quantry.runtime import Runtime
+    from quantry.source import MappedFile, Source
+    from quantry.tensor import QuantizedTensor
+    from quantry.uqff_write import save_uqff
+    from quantry.verification import verify
+
+    open = open_checkpoint
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module 'quantry' has no attribute {name!r}")
+    module = importlib.import_module(f"quantry.{home}")
+    value = getattr(module, _RENAMED.get(name, name))
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

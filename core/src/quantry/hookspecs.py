@@ -1,0 +1,69 @@
+"""The whole extension surface of Quantry: what a plugin may give."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from pluggy import HookimplMarker, HookspecMarker
+
+if TYPE_CHECKING:
+    import click
+
+    from quantry.codec import UqffCodec
+    from quantry.convert import Conversion
+    from quantry.devices import DeviceProbe
+    from quantry.format import Format
+    from quantry.kernel import Kernel
+    from quantry.layout import Layout
+    from quantry.quantizer import Quantizer
+
+__all__ = ["hookimpl", "hookspec"]
+
+hookspec = HookspecMarker("quantry")
+hookimpl = HookimplMarker("quantry")
+
+
+@hookspec
+def quantry_formats() -> Iterable[Format]:  # type: ignore[empty-body]
+    """Checkpoint formats that can be detected and loaded."""
+
+
+@hookspec
+def quantry_layouts() -> Iterable[type[Layout]]:  # type: ignore[empty-body]
+    """New layout families: what packed bytes mean. Most plugins need none."""
+
+
+@hookspec
+def quantry_conversions() -> Iterable[Conversion]:  # type: ignore[empty-body]
+    """Exact rewrites of one layout as another."""
+
+
+@hookspec
+def quantry_quantizers() -> Iterable[Quantizer]:  # type: ignore[empty-body]
+    """Named targets for quantizing a dense weight, in place (ISQ) or calibrated."""
+
+
+@hookspec
+def quantry_kernels() -> Iterable[Kernel]:  # type: ignore[empty-body]
+    """Kernels: one op on one layout family on one device type."""
+
+
+@hookspec
+def quantry_uqff_codecs() -> Iterable[UqffCodec]:  # type: ignore[empty-body]
+    """Codecs of UQFF tags: packed weight to named entries and back."""
+
+
+@hookspec
+def quantry_devices() -> Iterable[DeviceProbe]:  # type: ignore[empty-body]
+    """Probes for device types torch knows and the core does not."""
+
+
+@hookspec
+def quantry_runtimes() -> Iterable[object]:  # type: ignore[empty-body]
+    """Runtimes that build and run a whole model from a checkpoint."""
+
+
+@hookspec
+def quantry_commands(cli: click.Group) -> None:
+    """Add commands to the `quantry` command line."""

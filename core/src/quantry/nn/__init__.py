@@ -1,0 +1,10 @@
+"""Modules that hold packed weights."""
+
+from quantry.nn.embedding import QuantEmbedding
+from quantry.nn.experts import QuantExperts
+from quantry.nn.linear import QuantLinear
+from quantry.nn.packed import PackedModule
+from quantry.nn.place import prepare, swap
+from quantry.nn.tied import TiedHead
+
+__all__ = ["PackedModule", "QuantEmbedding", "QuantExperts", "QuantLinear", "TiedHead", "prepare", "swap"]

@@ -1,0 +1,224 @@
+"""What every packed module shares: buffers by the layout's names, one storage for all its ops, moving and saving."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from quantry.dtypes import dtype_name, torch_dtype
+from quantry.errors import FormatError, ShapeError, UsageError
+from quantry.kernel import Kernel, NumericsMode, Op
+from quantry.layout import Layout
+from quantry.plugins import registry
+from quantry.policy import Policy, applied, current_policy
+from quantry.resolve import resolve
+from quantry.tensor import QuantizedTensor
+
+__all__ = ["PackedModule"]
+
+_EXTRA = "_extra_state"
+Self = TypeVar("Self", bound="PackedModule")
+
+
+class PackedModule(nn.Module):
+    """A module whose weight is a QuantizedTensor, kept as plain buffers.
+
+    The state_dict holds the buffers of the storable layout by name and `_extra_state`, a uint8 tensor of JSON
+    `{"layout", "shape"}`; loading reads it first, so any layout loads into any module of the same kind. Dtype casts of
+    a model (`.half()`) leave the buffers' bits alone and change `compute_dtype` only.
+    """
+
+    ops: ClassVar[tuple[Op, ...]]
+
+    def __init__(self, qt: QuantizedTensor, bias: Tensor | None = None) -> None:
+        super().__init__()
+        self.needs: tuple[Op, ...] = self.ops  # a tied head adds an op to its embedding
+        self.compute_dtype = torch.float32 if bias is None else bias.dtype
+        self._policy = ""
+        self._plan: dict[Op, tuple[Kernel, ...]] | None = None
+        if bias is not None and not isinstance(bias, nn.Parameter):
+            bias = nn.Parameter(bias, requires_grad=False)
+        self.register_parameter("bias", bias)
+        self._names: list[str] = []
+        self._install(qt)
+        self._saved_layout = str(qt.layout)
+
+    @classmethod
+    def empty(cls: type[Self], layout: Layout | str, shape: tuple[int, ...], device: str = "meta") -> Self:
+        """A module of uninitialised buffers, for `load_state_dict` or `to_empty`."""
+        layout = registry().layout(layout) if isinstance(layout, str) else layout
+        specs = layout.buffers(shape)
+        buffers = {n: torch.empty(s.shape, dtype=torch_dtype(s.dtype), device=device) for n, s in specs.items()}
+        return cls(QuantizedTensor(layout, shape, buffers))
+
+    @property
+    def qt(self) -> QuantizedTensor:
+        """The weight as it is stored now (perhaps in a private packing)."""
+        return QuantizedTensor(self.layout, self.shape, {n: self._buffers[n] for n in self._names})  # type: ignore[misc]
+
+    def storable(self) -> QuantizedTensor:
+        """The weight in the layout it came in, for saving."""
+        return self.qt.convert(self._saved_layout)
+
+    @property
+    def weight(self) -> Tensor:
+        """A dense weight itself; else a meta tensor of the logical shape and compute dtype, to be asked only."""
+        dense = self._buffers.get("weight")
+        if dense is not None:
+            return dense
+        return torch.empty(self.shape, dtype=self.compute_dtype, device="meta")
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the packed buffers."""
+        return self._w[0].device
+
+    def extra_repr(self) -> str:
+        """Shape, layout, bits per weight."""
+        return f"{'x'.join(map(str, self.shape))}, {self.layout}, {self.qt.bpw:.2f} bpw, bias={self.bias is not None}"
+
+    def prepare(
+        self,
+        dtype: torch.dtype | None = None,
+        numerics: NumericsMode | None = None,
+        reference: bool | None = None,
+        tensor: str | None = None,
+    ) -> None:
+        """Resolve the kernels of every row bucket and store the weight as they want it.
+
+        What is not given stays as the current policy (`quantry.use`, environment) has it.
+        Raises NoKernelError naming `tensor`.
+        """
+        policy = Policy.parse(self._policy)
+        policy = Policy(
+            numerics or policy.numerics,
+            policy.only,
+            policy.reference if reference is None else reference,
+            policy.memory,
+        )
+        self.compute_dtype = dtype or self.compute_dtype
+        own = registry().layout(self._saved_layout)
+        name = dtype_name(self.compute_dtype)
+        decision = resolve(own, self.shape, self.needs, name, self.device, policy, tensor=tensor)
+        if decision.storage != self.layout:
+            self._install(self.storable().convert(decision.storage))
+        self._policy = str(policy)
+        self._plan = {op: decision.plan(op) for op in self.needs}
+
+    def _install(self, qt: QuantizedTensor) -> None:
+        for name in self._names:
+            del self._buffers[name]
+        self.layout = qt.layout
+        self.shape = qt.shape
+        self._names = list(qt.buffers)
+        self._text = str(qt.layout)
+        self._size = list(qt.shape)
+        # not register_buffer: a dense layout's buffer is called `weight`, as the property is
+        self._buffers.update(qt.buffers)
+        self._plan = None
+
+    @property
+    def _w(self) -> list[Tensor]:
+        buffers = self._buffers
+        return [buffers[name] for name in self._names]  # type: ignore[misc]
+
+    def _ready(self) -> dict[Op, tuple[Kernel, ...]]:
+        """The plan, resolved at the first eager call where nobody prepared the model."""
+        if self._plan is None:
+            self.prepare()
+        assert self._plan is not None
+        return self._plan
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        first = self._w[0]
+        target = fn(torch.empty(0, dtype=torch.uint8, device=first.device)).device
+        if target.type != first.device.type and "meta" not in (target.type, first.device.type):
+            self._install(self.storable())  # a private packing of one device type means nothing on another
+        packed = {name: self._buffers.pop(name) for name in self._names}
+        try:
+            super()._apply(fn, recurse)
+        finally:
+            # bytes have no dtype to cast: scales stay in the type the layout states
+            self._buffers.update({n: _as_bytes(b, fn) for n, b in packed.items()})  # type: ignore[arg-type]
+        probe = fn(torch.empty(0, dtype=self.compute_dtype, device=first.device))
+        if target.type != first.device.type or probe.dtype != self.compute_dtype:
+            self._plan = None
+        self.compute_dtype = probe.dtype
+        return self
+
+    def get_extra_state(self) -> Tensor:
+        """uint8 JSON of layout and shape: survives safetensors and `torch.load(weights_only=True)`."""
+        text = json.dumps({"layout": self._saved_layout, "shape": list(self.shape)})
+        return torch.tensor(list(text.encode()), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Nothing: `_load_from_state_dict` has read it before the buffers."""
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        if str(self.layout) == self._saved_layout:
+            super()._save_to_state_dict(destination, prefix, keep_vars)
+            return
+        packed = {name: self._buffers.pop(name) for name in self._names}
+        try:
+            super()._save_to_state_dict(destination, prefix, keep_vars)
+        finally:
+            self._buffers.update(packed)
+        qt = self.storable()
+        destination.update({prefix + name: buffer for name, buffer in qt.buffers.items()})
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool, *rest: Any) -> None:
+        state = state_dict.get(prefix + _EXTRA)
+        layout, shape = (
+            (registry().layout(self._saved_layout), self.shape) if state is None else _parse_extra(state, prefix)
+        )
+        if shape != self.shape:
+            raise ShapeError(f"the file holds shape {list(shape)}, the module {list(self.shape)}", tensor=prefix + "weight")
+        if layout != self.layout:
+            device = self.device
+            specs = layout.buffers(shape)
+            self._install(
+                QuantizedTensor(
+                    layout,
+                    shape,
+                    {n: torch.empty(s.shape, dtype=torch_dtype(s.dtype), device=device) for n, s in specs.items()},
+                )
+            )
+        self._saved_layout = str(layout)
+        self._plan = None
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *rest)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(self.__dict__)
+        state["_plan"] = None  # kernels belong to this process
+        return state
+
+    def to_policy(self, policy: Policy) -> None:
+        """Pin what later calls allow, and resolve anew under it."""
+        with applied(policy):
+            self._policy = str(policy)
+            self._plan = None
+
+    @property
+    def _pin(self) -> str:
+        return self._policy or str(current_policy())
+
+
+def _as_bytes(buffer: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
+    flat = buffer.contiguous().reshape(-1).view(torch.uint8)
+    return fn(flat).view(buffer.dtype).view(buffer.shape)
+
+
+def _parse_extra(state: Tensor, prefix: str) -> tuple[Layout, tuple[int, ...]]:
+    try:
+        stated: Mapping[str, Any] = json.loads(bytes(state.to("cpu", torch.uint8).tolist()))
+        layout, shape = registry().layout(str(stated["layout"])), tuple(int(n) for n in stated["shape"])
+    except (ValueError, KeyError, TypeError, UsageError) as e:
+        raise FormatError(f"unreadable layout description: {e}", tensor=prefix + _EXTRA) from e
+    reason = layout.why_not(shape)
+    if reason is not None or any(n < 0 for n in shape):
+        raise FormatError(f"{layout} cannot hold {list(shape)}: {reason}", tensor=prefix + _EXTRA)
+    return layout, shape

@@ -1,0 +1,47 @@
+"""Put packed modules into a model, and get every one ready to run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from quantry.errors import UsageError, nearest
+from quantry.kernel import NumericsMode
+from quantry.nn.packed import PackedModule
+
+__all__ = ["prepare", "swap"]
+
+
+def swap(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Replace the submodule `name` ("layers.0.mlp.up_proj"). Raises UsageError when there is none."""
+    parent, _, leaf = name.rpartition(".")
+    try:
+        owner = model.get_submodule(parent)
+        owner.get_submodule(leaf)
+    except AttributeError:
+        known = [n for n, _ in model.named_modules() if n]
+        raise UsageError(f"the model has no module {name!r}", hint=nearest(name, known)) from None
+    module.train(owner.training)
+    setattr(owner, leaf, module)
+
+
+def prepare(
+    model: nn.Module,
+    dtype: torch.dtype | None = None,
+    numerics: NumericsMode | None = None,
+    reference: bool | None = None,
+    done: Callable[[str, PackedModule], None] | None = None,
+) -> nn.Module:
+    """Resolve and repack every packed module of `model`, one tensor at a time; every loader calls this last.
+
+    done(name, module) is told after each one, so that a loader can let go of the pages it came from.
+    Raises NoKernelError naming the first tensor that nothing can run.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, PackedModule):
+            module.prepare(dtype, numerics, reference, tensor=f"{name}.weight" if name else "weight")
+            if done is not None:
+                done(name, module)
+    return model

@@ -1,0 +1,41 @@
+"""Runtimes: what turns a checkpoint into a model that generates."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    import torch
+
+    from quantry.checkpoint import Checkpoint
+    from quantry.kernel import NumericsMode
+
+__all__ = ["Runtime"]
+
+
+class Runtime(ABC):
+    """Builds a whole model from a checkpoint, its weights packed."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def why_not(self, checkpoint: Checkpoint) -> str | None:
+        """The sentence that says why this runtime cannot build the checkpoint, or None when it can."""
+
+    @abstractmethod
+    def load(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        device: str = "cpu",
+        dtype: torch.dtype | None = None,
+        numerics: NumericsMode = "strict",
+        reference: bool = False,
+        isq: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> tuple[Any, Any]:
+        """(model, tokenizer), every weight placed and prepared. dtype: of activations, None = the runtime's choice.
+
+        isq: quantize dense weights to this type while loading. reference: permit the slow tile-wise kernels.
+        """
