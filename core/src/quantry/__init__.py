@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-# public name → the module it lives in, imported at first use: `import quantry` imports no torch. No module may have
-# the name of a public function: importing it would put the module in the function's place.
+# public name → the module it lives in, imported at first use: `import quantry` imports no torch. No module
+# may have the name of a public function: importing it would put the module in the function's place.
 _HOME = {
     "Checkpoint": "checkpoint",
     "open": "checkpoint",
@@ -81,7 +81,71 @@ _HOME = {
 
 _RENAMED = {"open": "open_checkpoint"}
 
-__all__ = ["__version__", *sorted(_HOME)]
+__all__ = [
+    "__version__",
+    "BUCKETS",
+    "BufferSpec",
+    "Checkpoint",
+    "Conversion",
+    "Decision",
+    "Dense",
+    "Detection",
+    "DeviceInfo",
+    "DeviceProbe",
+    "DuplicateTensor",
+    "Format",
+    "FormatError",
+    "GroupedAffine",
+    "GroupedCodebook",
+    "HeaderError",
+    "Kernel",
+    "KernelError",
+    "Layout",
+    "MappedFile",
+    "NoKernelError",
+    "Numerics",
+    "OffsetError",
+    "PackedModule",
+    "PluginError",
+    "Policy",
+    "Problem",
+    "QuantEmbedding",
+    "QuantExperts",
+    "QuantLinear",
+    "QuantizedTensor",
+    "Quantizer",
+    "QuantryError",
+    "Runtime",
+    "ScaledFloat",
+    "ShapeError",
+    "Source",
+    "TensorEntry",
+    "TiedHead",
+    "TruncatedFile",
+    "UqffCodec",
+    "UsageError",
+    "ValueDomainError",
+    "canonical_name",
+    "current_policy",
+    "dtype_name",
+    "explain",
+    "hookimpl",
+    "inspect",
+    "load_model",
+    "matmul",
+    "nearest",
+    "open",
+    "prepare",
+    "quantize",
+    "quantize_model",
+    "registry",
+    "reload",
+    "save_uqff",
+    "swap",
+    "torch_dtype",
+    "use",
+    "verify",
+]
 
 if TYPE_CHECKING:
     from quantry.checkpoint import Checkpoint, open_checkpoint

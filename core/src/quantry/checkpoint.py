@@ -78,7 +78,8 @@ class Checkpoint:
 def open_checkpoint(spec: str | Path, revision: str | None = None) -> Checkpoint:
     """Open a file, folder or hub id with the format that recognises it best.
 
-    Raises FormatError when none does (naming what was tried), when two are equally sure, or when the file is damaged.
+    Raises FormatError when none does (naming what was tried), when two are equally sure, or when the file is
+    damaged.
     """
     from quantry.plugins import registry
 
@@ -117,7 +118,9 @@ def _advice(source: Source, raised: list[str]) -> str:
     suffixes = {Path(name).suffix for name in source.files}
     for suffix in sorted(suffixes):
         if suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"):
-            lines.append(f"{suffix} files are pickles, which can run code: convert them to safetensors first.")
+            lines.append(
+                f"{suffix} files are pickles, which can run code: convert them to safetensors first."
+            )
         elif (dist := dist_for_suffix(suffix)) is not None:
             lines.append(f"{suffix} files need a plugin: pip install {dist}")
     lines.append("`quantry plugins` lists what is installed.")

@@ -19,8 +19,8 @@ __all__ = ["UqffCodec"]
 class UqffCodec(ABC):
     """How one UQFF tag stores layouts of one family.
 
-    Entries are named by suffix: "" is `<key>.weight`, ".shape" is `<key>.weight.shape`. The `.format` entry (the tag)
-    and the bias belong to the container, not to the codec.
+    Entries are named by suffix: "" is `<key>.weight`, ".shape" is `<key>.weight.shape`. The `.format` entry
+    (the tag) and the bias belong to the container, not to the codec.
     """
 
     tag: ClassVar[int]
@@ -46,7 +46,8 @@ class UqffCodec(ABC):
     def layout_of(self, specs: Mapping[str, BufferSpec], small: Mapping[str, Tensor]) -> tuple[Layout, Shape]:
         """Layout and logical shape from headers and from the entries of at most 4096 bytes (`small`).
 
-        Raises FormatError when the entries contradict each other: every length is checked here, before data is read.
+        Raises FormatError when the entries contradict each other: every length is checked here, before data
+        is read.
         """
 
     @abstractmethod

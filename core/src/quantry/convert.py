@@ -25,7 +25,8 @@ class Conversion(ABC):
 
     @abstractmethod
     def target_for(self, layout: Layout, shape: Shape) -> Layout | None:
-        """The layout this conversion makes of `layout`, or None when it would not be exact or is not defined."""
+        """The layout this conversion makes of `layout`, or None when it would not be exact or is not
+        defined."""
 
     @abstractmethod
     def convert(self, qt: QuantizedTensor, target: Layout) -> QuantizedTensor:

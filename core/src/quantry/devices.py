@@ -6,6 +6,7 @@ import functools
 import platform
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 __all__ = ["CpuProbe", "CudaProbe", "DeviceInfo", "DeviceProbe", "MpsProbe", "cpu_features"]
@@ -65,7 +66,9 @@ class CudaProbe(DeviceProbe):
 
         count = torch.cuda.device_count()
         if index >= count:
-            raise UsageError(f"cuda:{index} does not exist: torch sees {count} CUDA devices", hint='Use device="cpu".')
+            raise UsageError(
+                f"cuda:{index} does not exist: torch sees {count} CUDA devices", hint='Use device="cpu".'
+            )
         p = torch.cuda.get_device_properties(index)
         return DeviceInfo(
             "cuda", index, p.name, f"sm_{p.major}{p.minor}", (p.major, p.minor), memory_bytes=p.total_memory
@@ -90,10 +93,11 @@ class MpsProbe(DeviceProbe):
 
 @functools.cache
 def cpu_features() -> tuple[str, frozenset[str]]:
-    """(model name, instruction set flags) of the processor; flags are empty where the system does not list them."""
+    """(model name, instruction set flags) of the processor; flags are empty where the system does not list
+    them."""
     name, flags = platform.processor(), ""
     try:
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as f:
+        with Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as f:
             for line in f:
                 key, _, value = line.partition(":")
                 if key.strip() == "model name":

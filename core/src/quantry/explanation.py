@@ -30,8 +30,8 @@ def explain(
 ) -> dict[str, Any]:
     """The JSON document of `quantry explain`, for one packed value or for each weight of a checkpoint.
 
-    batch: rows of x that the shown choice is for. dtype: of activations, by name ("f32", "bf16").
-    A weight that nothing can run has `chosen: null` and every refusal; that is an answer here, not an error.
+    batch: rows of x that the shown choice is for. dtype: of activations, by name ("f32", "bf16"). A weight
+    that nothing can run has `chosen: null` and every refusal; that is an answer here, not an error.
     """
     if batch < 0:
         raise UsageError(f"batch must not be negative, got {batch}")
@@ -56,11 +56,22 @@ def _weights(
         return [(tensor or "weight", weight.layout, weight.shape, ops)]
     ckpt = weight if isinstance(weight, Checkpoint) else open_checkpoint(weight)
     entries = [ckpt.entry(tensor)] if tensor is not None else ckpt.entries()
-    return [(e.name, e.layout, e.shape, cast("Sequence[Op]", e.ops)) for e in entries if e.ops or tensor is not None]
+    return [
+        (e.name, e.layout, e.shape, cast("Sequence[Op]", e.ops))
+        for e in entries
+        if e.ops or tensor is not None
+    ]
 
 
 def _row(
-    name: str, layout: Layout, shape: Shape, ops: Sequence[Op], device: str, batch: int, dtype: str, policy: Policy
+    name: str,
+    layout: Layout,
+    shape: Shape,
+    ops: Sequence[Op],
+    device: str,
+    batch: int,
+    dtype: str,
+    policy: Policy,
 ) -> dict[str, Any]:
     row: dict[str, Any] = {
         "name": name,
@@ -82,7 +93,14 @@ def _row(
     except NoKernelError as e:
         row["error"] = str(e)
         row["candidates"] = [
-            {"kernel": k, "ok": False, "chosen": False, "reason": r, "priority": _priority(k), "time_us": None}
+            {
+                "kernel": k,
+                "ok": False,
+                "chosen": False,
+                "reason": r,
+                "priority": _priority(k),
+                "time_us": None,
+            }
             for k, r in e.candidates
         ]
         return row

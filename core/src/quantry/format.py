@@ -64,20 +64,25 @@ class Format(ABC):
 
     @abstractmethod
     def entries(self, source: Source, detection: Detection) -> Iterable[TensorEntry]:
-        """Every logical weight, in file order, from headers only. Raises FormatError naming file and tensor."""
+        """Every logical weight, in file order, from headers only. Raises FormatError naming file and
+        tensor."""
 
     @abstractmethod
     def load(self, entry: TensorEntry, rows: slice | None = None) -> QuantizedTensor:
-        """The packed weight, as views of the mapped file where possible; `rows` reads only that slice of dim 0."""
+        """The packed weight, as views of the mapped file where possible; `rows` reads only that slice of dim
+        0."""
 
     def config(self, source: Source, detection: Detection) -> Mapping[str, Any]:
         """The model's metadata as plain Python values."""
         return {}
 
     def architecture(self, source: Source, detection: Detection) -> str | None:
-        """The architecture's name as the format states it ("gemma3", "LlamaForCausalLM"), None if it does not."""
+        """The architecture's name as the format states it ("gemma3", "LlamaForCausalLM"), None if it does
+        not."""
         return None
 
-    def verify(self, source: Source, detection: Detection, strict: bool = False) -> Iterable[tuple[str, str, str]]:
+    def verify(
+        self, source: Source, detection: Detection, strict: bool = False
+    ) -> Iterable[tuple[str, str, str]]:
         """(file, tensor, problem) for each fault beyond those that `detect` and `entries` raise."""
         return ()

@@ -25,7 +25,8 @@ def what_to_install(family: str, device: str) -> str:
     if dist is not None and not _installed(dist):
         return f"Install {dist}, or permit the slow path: reference='allow'."
     where = "" if device == "cpu" else ', run on the CPU (device="cpu")'
-    return f"Install a plugin whose kernels serve this layout{where}, or permit the slow path: reference='allow'."
+    served = f"Install a plugin whose kernels serve this layout{where}"
+    return f"{served}, or permit the slow path: reference='allow'."
 
 
 def dist_for_suffix(suffix: str) -> str | None:

@@ -37,8 +37,8 @@ def bucket_index(rows: int) -> int:
 class Numerics:
     """How a kernel rounds; tests derive their tolerance from it.
 
-    accumulate: type of the running sum. activations: "exact" = used as given; "int8/32" = rounded to int8 with one
-    scale per 32; "fp8" …. deterministic: equal inputs give equal bits on any thread count.
+    accumulate: type of the running sum. activations: "exact" = used as given; "int8/32" = rounded to int8
+    with one scale per 32; "fp8" …. deterministic: equal inputs give equal bits on any thread count.
     """
 
     accumulate: Literal["f16", "f32", "f64", "i32"] = "f32"
@@ -48,7 +48,8 @@ class Numerics:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing a kernel may be asked to run. `layout` is the layout the weight is stored in for this kernel."""
+    """One thing a kernel may be asked to run. `layout` is the layout the weight is stored in for this
+    kernel."""
 
     op: Op
     layout: Layout
@@ -61,15 +62,19 @@ class Problem:
 
     def __str__(self) -> str:
         size = "x".join(str(n) for n in self.shape)
-        rows = "" if self.op == "embedding" else f", {self.rows} row{'' if self.rows == 1 else 's'} of {self.dtype}"
+        rows = (
+            ""
+            if self.op == "embedding"
+            else f", {self.rows} row{'' if self.rows == 1 else 's'} of {self.dtype}"
+        )
         return f"{self.op} {self.layout} [{size}] on {self.device}{rows}, numerics {self.numerics}"
 
 
 class Kernel(ABC):
     """One op on one layout family on one device type.
 
-    `family` and `device` may be "*" (any). Buffers arrive as a sequence in the order of `layout.buffers(shape)`.
-    Kernels are re-entrant: scratch is allocated per call.
+    `family` and `device` may be "*" (any). Buffers arrive as a sequence in the order of
+    `layout.buffers(shape)`. Kernels are re-entrant: scratch is allocated per call.
     """
 
     name: ClassVar[str]
@@ -84,7 +89,8 @@ class Kernel(ABC):
     numerics: ClassVar[Numerics]
 
     def numerics_for(self, layout: Layout) -> Numerics:
-        """How this kernel rounds on `layout`; the class attribute unless the rounding depends on the layout."""
+        """How this kernel rounds on `layout`; the class attribute unless the rounding depends on the
+        layout."""
         return self.numerics
 
     @abstractmethod
@@ -104,7 +110,8 @@ class Kernel(ABC):
     def embedding(
         self, ids: Tensor, w: Sequence[Tensor], layout: Layout, shape: Shape, dtype: torch.dtype
     ) -> Tensor:
-        """op "embedding": ids [*] int64 → rows [*, K] of `dtype`. Raises KernelError for an id outside 0…N-1."""
+        """op "embedding": ids [*] int64 → rows [*, K] of `dtype`. Raises KernelError for an id outside
+        0…N-1."""
         raise KernelError(f"{self.name} does not implement embedding")
 
     def experts(

@@ -34,9 +34,10 @@ class BufferSpec(NamedTuple):
 class Layout(ABC):
     """A value object: equal text means the same bytes mean the same numbers.
 
-    Subclasses are frozen, slotted dataclasses. Their text form is the family, a colon, and the fields in order:
-    a `metadata={"prefix": "b"}` stands before the value, a true flag is its name, a false one is absent, a pair is
-    `128x128`. Shapes are logical and end in `(N, K)` = (out_features, in_features); leading dimensions are experts.
+    Subclasses are frozen, slotted dataclasses. Their text form is the family, a colon, and the fields in
+    order: a `metadata={"prefix": "b"}` stands before the value, a true flag is its name, a false one is
+    absent, a pair is `128x128`. Shapes are logical and end in `(N, K)` = (out_features, in_features); leading
+    dimensions are experts.
     """
 
     __slots__ = ()
@@ -71,13 +72,15 @@ class Layout(ABC):
         """The float32 values [*shape]: the definition that kernels and conversions are tested against."""
 
     def step(self, dim: int) -> int | None:
-        """Slice granularity along out_features (-2) or in_features (-1); None: this dimension cannot be sliced."""
+        """Slice granularity along out_features (-2) or in_features (-1); None: this dimension cannot be
+        sliced."""
         return None
 
     def narrow(
         self, buffers: Mapping[str, Tensor], shape: Shape, dim: int, start: int, length: int
     ) -> dict[str, Tensor]:
-        """The buffers of `weight.narrow(dim, start, length)`, dim negative; start and length are multiples of `step`."""
+        """The buffers of `weight.narrow(dim, start, length)`, dim negative; start and length are multiples of
+        `step`."""
         raise ShapeError(f"{self} cannot be sliced along dimension {dim}")
 
     def nbytes(self, shape: Shape) -> int:

@@ -21,8 +21,8 @@ __all__ = ["matmul"]
 def matmul(x: Tensor, qt: QuantizedTensor, numerics: NumericsMode | None = None) -> Tensor:
     """x [*, in_features] times the packed weight transposed → [*, out_features] in x's dtype.
 
-    The weight stays packed. What was resolved for it, repacking included, is kept with `qt` for the next call, so
-    a value multiplied this way may be held in two packings; `QuantLinear` holds one.
+    The weight stays packed. What was resolved for it, repacking included, is kept with `qt` for the next
+    call, so a value multiplied this way may be held in two packings; `QuantLinear` holds one.
     Raises NoKernelError when nothing can run it, ShapeError when x does not fit.
     """
     if len(qt.shape) != 2:

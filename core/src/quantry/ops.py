@@ -1,7 +1,7 @@
 """The torch ops behind every packed module, and the table that finds their kernel at run time.
 
-Schemas carry no defaults: the dispatcher drops trailing defaults and `register_autograd` with `Tensor[]` then fails in
-backward. `pin` is a policy as text (`str(Policy)`), so overrides and numerics survive compilation.
+Schemas carry no defaults: the dispatcher drops trailing defaults and `register_autograd` with `Tensor[]` then
+fails in backward. `pin` is a policy as text (`str(Policy)`), so overrides and numerics survive compilation.
 """
 
 from __future__ import annotations
@@ -28,17 +28,35 @@ _lib = torch.library.Library("quantry", "DEF")
 _lib.define("linear(Tensor x, Tensor[] w, str layout, SymInt[] shape, Tensor? bias, str pin) -> Tensor")
 _lib.define("linear_train(Tensor x, Tensor[] w, str layout, SymInt[] shape, Tensor? bias, str pin) -> Tensor")
 _lib.define("linear_dx(Tensor dy, Tensor[] w, str layout, SymInt[] shape, str pin) -> Tensor")
-_lib.define("embedding(Tensor ids, Tensor[] w, str layout, SymInt[] shape, ScalarType dtype, str pin) -> Tensor")
-_lib.define("experts(Tensor x, Tensor ids, Tensor[] w, str layout, SymInt[] shape, Tensor? bias, str pin) -> Tensor")
+_lib.define(
+    "embedding(Tensor ids, Tensor[] w, str layout, SymInt[] shape, ScalarType dtype, str pin) -> Tensor"
+)
+_lib.define(
+    "experts(Tensor x, Tensor ids, Tensor[] w, str layout, SymInt[] shape, Tensor? bias, str pin) -> Tensor"
+)
 
 _kernels: dict[tuple[Any, ...], tuple[Any, Kernel, Layout]] = {}
-_repacked = WeakIdKeyDictionary()  # first buffer of an unprepared weight → its buffers in the storage chosen for it
+_repacked = (
+    WeakIdKeyDictionary()
+)  # first buffer of an unprepared weight → its buffers in the storage chosen for it
 
 
-def _run(op: Op, dtype: torch.dtype, rows: int, w: Sequence[Tensor], layout: str, shape: Sequence[int], pin: str) -> Any:
-    """(kernel, buffers, storage layout) for one call; buffers differ from `w` only for an unprepared module."""
+def _run(
+    op: Op, dtype: torch.dtype, rows: int, w: Sequence[Tensor], layout: str, shape: Sequence[int], pin: str
+) -> Any:
+    """(kernel, buffers, storage layout) for one call; buffers differ from `w` only for an unprepared
+    module."""
     where = w[0].device
-    key = (op, layout, tuple(shape), dtype, where.type, where.index, bucket_index(rows), pin or Policy.parse(""))
+    key = (
+        op,
+        layout,
+        tuple(shape),
+        dtype,
+        where.type,
+        where.index,
+        bucket_index(rows),
+        pin or Policy.parse(""),
+    )
     hit = _kernels.get(key)
     if hit is None or hit[0] is not registry():
         hit = _kernels[key] = (registry(), *_find(op, dtype, rows, where, layout, tuple(shape), pin))
@@ -56,7 +74,8 @@ def _find(
     try:
         decision = resolve(layout, shape, (op,), dtype_name(dtype), where, policy, keep_storage=True)
     except NoKernelError:
-        # a module that was never prepared still holds the file's layout; a private packing has no other way out
+        # a module that was never prepared still holds the file's layout; a private packing has no other way
+        # out
         if not layout.storable:
             raise
         decision = resolve(layout, shape, (op,), dtype_name(dtype), where, policy)
@@ -81,7 +100,7 @@ def _call(kernel: Kernel, method: str, *args: Any) -> Tensor:
     except Exception as e:
         raise KernelError(
             f"kernel {kernel.name} failed: {type(e).__name__}: {e}",
-            hint=f"QUANTRY_DISABLE={kernel.name} takes it out; nothing is retried on another kernel by itself.",
+            hint=f"QUANTRY_DISABLE={kernel.name} takes it out; nothing is retried silently on another kernel.",
         ) from e
     return result
 
@@ -110,7 +129,13 @@ def _embedding(
 
 
 def _experts(
-    x: Tensor, ids: Tensor, w: Sequence[Tensor], layout: str, shape: Sequence[int], bias: Tensor | None, pin: str
+    x: Tensor,
+    ids: Tensor,
+    w: Sequence[Tensor],
+    layout: str,
+    shape: Sequence[int],
+    bias: Tensor | None,
+    pin: str,
 ) -> Tensor:
     kernel, w, storage = _run("experts", x.dtype, ids.numel(), w, layout, shape, pin)
     with applied(Policy.parse(pin)):  # a composite kernel resolves its parts under the same policy
@@ -167,7 +192,9 @@ def _backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
     return dx, [None] * len(ctx.saved_tensors), None, None, db, None
 
 
-torch.library.register_autograd("quantry::linear_train", _backward, setup_context=_save_for_backward, lib=_lib)
+torch.library.register_autograd(
+    "quantry::linear_train", _backward, setup_context=_save_for_backward, lib=_lib
+)
 
 linear = torch.ops.quantry.linear.default
 linear_train = torch.ops.quantry.linear_train.default
@@ -184,7 +211,8 @@ _FLAGS_KNOWN = None not in (_dispatch_depth, _function_depth, _tracing, _functor
 
 
 def unwatched(x: Tensor) -> bool:
-    """Whether nobody needs to see an op: a plain tensor and no compiler, mode, functorch, tracer or profiler."""
+    """Whether nobody needs to see an op: a plain tensor and no compiler, mode, functorch, tracer or
+    profiler."""
     if torch.compiler.is_compiling():
         return False
     return (

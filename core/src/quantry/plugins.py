@@ -1,4 +1,5 @@
-"""Entry points → Registry: a frozen snapshot of what is installed, with every failure recorded and none fatal."""
+"""Entry points → Registry: a frozen snapshot of what is installed, with every failure recorded and none
+fatal."""
 
 from __future__ import annotations
 
@@ -36,7 +37,11 @@ _ANY_GROUP = re.compile(r"quantry\.v(\d+)\Z")
 _HOOKS: dict[str, tuple[str, type, Callable[[Any], object]]] = {
     "quantry_formats": ("formats", Format, lambda f: f.name),
     "quantry_layouts": ("layouts", Layout, lambda cls: cls.family),
-    "quantry_conversions": ("conversions", Conversion, lambda c: f"{c.source}→{c.target} {type(c).__qualname__}"),
+    "quantry_conversions": (
+        "conversions",
+        Conversion,
+        lambda c: f"{c.source}→{c.target} {type(c).__qualname__}",
+    ),
     "quantry_quantizers": ("quantizers", Quantizer, lambda q: canonical_name(q.name)),
     "quantry_kernels": ("kernels", Kernel, lambda k: k.name),
     "quantry_uqff_codecs": ("codecs", UqffCodec, lambda c: f"tag {c.tag} of {c.family}"),
@@ -49,7 +54,8 @@ _HOOKS: dict[str, tuple[str, type, Callable[[Any], object]]] = {
 class PluginRecord:
     """One plugin as found: what it gives, or at which stage it failed and why.
 
-    stage: "" when whole, else "version", "import", "hooks" or "names". load_ms: time of import and hook calls.
+    stage: "" when whole, else "version", "import", "hooks" or "names". load_ms: time of import and hook
+    calls.
     """
 
     name: str
@@ -210,9 +216,13 @@ def _load(
     spoken = int(_ANY_GROUP.match(point.group).group(1))  # type: ignore[union-attr]
     if spoken != API:
         what = "upgrade it" if spoken < API else "upgrade quantry"
-        return replace(found, stage="version", error=f"speaks API {spoken}, this quantry speaks {API}: {what}")
+        return replace(
+            found, stage="version", error=f"speaks API {spoken}, this quantry speaks {API}: {what}"
+        )
     if names.count(point.name) > 1 or point.name == "core":
-        return replace(found, stage="names", error=f"another dist declares a plugin {point.name!r} too: both refused")
+        return replace(
+            found, stage="names", error=f"another dist declares a plugin {point.name!r} too: both refused"
+        )
     start = time.perf_counter()
     try:
         module = point.load()
@@ -224,7 +234,8 @@ def _load(
 
 
 def _collect(manager: pluggy.PluginManager, module: Any, found: PluginRecord) -> PluginRecord:
-    """Register `module` and call each of its implementations alone: one that raises spoils only its own plugin."""
+    """Register `module` and call each of its implementations alone: one that raises spoils only its own
+    plugin."""
     provides: dict[str, tuple[Any, ...]] = {}
     commands = None
     try:
@@ -284,7 +295,9 @@ def _without(record: PluginRecord, clashes: Mapping[tuple[str, object], list[Plu
                 lost.append(f"{kind[:-1]} {key(obj)!r} is claimed by {dists}")
     if not lost:
         return record
-    return replace(record, provides=MappingProxyType(kept), stage="names", error="; ".join(lost) + ": refused")
+    return replace(
+        record, provides=MappingProxyType(kept), stage="names", error="; ".join(lost) + ": refused"
+    )
 
 
 def _sentence(error: BaseException) -> str:

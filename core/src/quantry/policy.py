@@ -20,7 +20,8 @@ class Policy:
     """Travels with a call as text, so that it survives compilation: `str(policy)` and `Policy.parse`.
 
     numerics: see `quantry.kernel`. only: kernel names that candidates of their own op are restricted to.
-    reference: whether the slow tile-wise kernels take part. memory: "fast" lifts the limit on growth by repacking.
+    reference: whether the slow tile-wise kernels take part. memory: "fast" lifts the limit on growth by
+    repacking.
 
     >>> str(Policy("exact", only=("gguf.panel_exact",)))
     'exact;only=gguf.panel_exact'
@@ -66,7 +67,8 @@ _override: contextvars.ContextVar[Policy | None] = contextvars.ContextVar("quant
 
 
 def current_policy() -> Policy:
-    """The innermost `use(…)`, else what the environment says: QUANTRY_NUMERICS, QUANTRY_KERNEL, QUANTRY_REFERENCE."""
+    """The innermost `use(…)`, else what the environment says: QUANTRY_NUMERICS, QUANTRY_KERNEL,
+    QUANTRY_REFERENCE."""
     policy = _override.get()
     if policy is not None:
         return policy

@@ -42,9 +42,11 @@ class Quantizer(ABC):
 
     @abstractmethod
     def quantize(self, weight: Tensor, layout: Layout, stats: Tensor | None = None) -> QuantizedTensor:
-        """Pack a float weight [*, N, K]. stats: importance [K] or [experts, K] float32 >= 0 where `needs` says so.
+        """Pack a float weight [*, N, K]. stats: importance [K] or [experts, K] float32 >= 0 where `needs`
+        says so.
 
-        Raises ValueDomainError naming row and column of the first NaN or Inf, ShapeError where `why_not` speaks.
+        Raises ValueDomainError naming row and column of the first NaN or Inf, ShapeError where `why_not`
+        speaks.
         """
 
 

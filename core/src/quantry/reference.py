@@ -1,4 +1,5 @@
-"""Slow kernels that run every layout on any device, one tile of rows at a time; only where the caller permits them."""
+"""Slow kernels that run every layout on any device, one tile of rows at a time; only where the caller permits
+them."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ _EXACT = Numerics(accumulate="f32", activations="exact", deterministic=True)
 
 
 class ReferenceLinear(Kernel):
-    """Dequantize a tile of out_features to float32, multiply, next tile. Float32 in between, x's dtype out."""
+    """Dequantize a tile of out_features to float32, multiply, next tile. Float32 in between, x's dtype
+    out."""
 
     name, op, family, device = "reference", "linear", "*", "*"
     priority, reference, numerics = -1000, True, _EXACT

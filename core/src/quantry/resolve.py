@@ -27,7 +27,8 @@ TimeOf = Callable[[Kernel, Problem], float | None]
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One kernel on one storage for one op and row bucket: chosen, able, or the sentence that says why not."""
+    """One kernel on one storage for one op and row bucket: chosen, able, or the sentence that says why
+    not."""
 
     kernel: str
     op: str
@@ -69,8 +70,8 @@ def resolve(
 ) -> Decision:
     """Choose one storage for the weight and one kernel per op and row bucket.
 
-    Storages are the weight's own layout and, unless `keep_storage`, what exact conversions reach. Order is total:
-    measured time, else priority, then kernels of the layout's own plugin, then the name.
+    Storages are the weight's own layout and, unless `keep_storage`, what exact conversions reach. Order is
+    total: measured time, else priority, then kernels of the layout's own plugin, then the name.
     Raises NoKernelError, carrying every candidate, when an op has no kernel in any one storage.
     """
     info = registry().device(device)
@@ -93,7 +94,15 @@ def resolve(
                     time_us = time_of(kernel, problem) if time_of and reason is None else None
                     candidates.append(
                         Candidate(
-                            kernel.name, op, str(storage), rows, reason is None, False, reason, kernel.priority, time_us
+                            kernel.name,
+                            op,
+                            str(storage),
+                            rows,
+                            reason is None,
+                            False,
+                            reason,
+                            kernel.priority,
+                            time_us,
                         )
                     )
                     if reason is None:
@@ -150,7 +159,7 @@ def _numerics_refusal(numerics: Numerics, problem: Problem) -> str | None:
     if problem.numerics == "exact":
         return f"rounds activations to {numerics.activations}, numerics 'exact' keeps them"
     if numerics.activations not in problem.layout.published_activations:
-        return f"rounds activations to {numerics.activations}, which is not the arithmetic {problem.layout} publishes"
+        return f"rounds activations to {numerics.activations}, which {problem.layout} does not publish"
     return None
 
 
@@ -171,7 +180,9 @@ def _marked(c: Candidate, storage: Layout, kernels: Mapping[tuple[str, int], Ker
     elif c.time_us is not None:
         reason = f"slower than {winner.name}"
     else:
-        reason = f"{winner.name} has priority {winner.priority}" + ("" if winner.priority > c.priority else " too")
+        reason = f"{winner.name} has priority {winner.priority}" + (
+            "" if winner.priority > c.priority else " too"
+        )
     return Candidate(c.kernel, c.op, c.storage, c.rows, True, reason is None, reason, c.priority, c.time_us)
 
 

@@ -35,7 +35,8 @@ class Runtime(ABC):
         isq: str | None = None,
         trust_remote_code: bool = False,
     ) -> tuple[Any, Any]:
-        """(model, tokenizer), every weight placed and prepared. dtype: of activations, None = the runtime's choice.
+        """(model, tokenizer), every weight placed and prepared. dtype: of activations, None = the runtime's
+        choice.
 
         isq: quantize dense weights to this type while loading. reference: permit the slow tile-wise kernels.
         """

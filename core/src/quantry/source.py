@@ -81,7 +81,8 @@ class MappedFile:
 
 
 class Source:
-    """Named files of one checkpoint. `path` is the file or folder the user named, `root` the folder of `files`.
+    """Named files of one checkpoint. `path` is the file or folder the user named, `root` the folder of
+    `files`.
 
     A single file has itself as `files`; a format that needs its siblings (split files) asks `sibling`.
     """
@@ -89,7 +90,9 @@ class Source:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.root = path if path.is_dir() else path.parent
-        self.files = tuple(sorted(p.name for p in path.iterdir() if p.is_file())) if path.is_dir() else (path.name,)
+        self.files = (
+            tuple(sorted(p.name for p in path.iterdir() if p.is_file())) if path.is_dir() else (path.name,)
+        )
         self._mapped: dict[str, MappedFile] = {}
 
     @classmethod
@@ -103,7 +106,9 @@ class Source:
             return cls(path)
         if isinstance(spec, str) and _HUB_ID.match(spec) and not spec.startswith((".", "/")):
             return cls(_download(spec, revision))
-        raise UsageError("no such file or folder", file=path, hint="Name a file, a folder, or a hub id owner/name.")
+        raise UsageError(
+            "no such file or folder", file=path, hint="Name a file, a folder, or a hub id owner/name."
+        )
 
     def __repr__(self) -> str:
         return f"Source({str(self.path)!r})"
@@ -137,10 +142,13 @@ class Source:
         return self._mapped[name]
 
     def read_json(self, name: str) -> Any:
-        """The parsed content of a JSON file. Raises HeaderError when it is not UTF-8 JSON, or absurdly large."""
+        """The parsed content of a JSON file. Raises HeaderError when it is not UTF-8 JSON, or absurdly
+        large."""
         mapped = self.file(name)
         if mapped.size > MAX_JSON_BYTES:
-            raise HeaderError(f"JSON of {mapped.size} bytes; at most {MAX_JSON_BYTES} are read", file=mapped.path)
+            raise HeaderError(
+                f"JSON of {mapped.size} bytes; at most {MAX_JSON_BYTES} are read", file=mapped.path
+            )
         try:
             return json.loads(mapped.read(0, mapped.size))
         except (UnicodeDecodeError, ValueError, RecursionError) as e:
@@ -156,10 +164,14 @@ def _download(spec: str, revision: str | None) -> Path:
     try:
         if rest:
             return Path(huggingface_hub.hf_hub_download(repo, rest[0], revision=revision))
-        folder = Path(huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=_HUB_PATTERNS))
+        folder = Path(
+            huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=_HUB_PATTERNS)
+        )
         if any(folder.glob("*.safetensors")) or any(folder.glob("*.uqff")):
             return folder
-        packed = [f for f in huggingface_hub.HfApi().list_repo_files(repo, revision=revision) if f.endswith(".gguf")]
+        packed = [
+            f for f in huggingface_hub.HfApi().list_repo_files(repo, revision=revision) if f.endswith(".gguf")
+        ]
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as e:
         raise UsageError(
             f"no such file or folder, and the hub did not give it: {str(e).splitlines()[0]}",
@@ -169,5 +181,7 @@ def _download(spec: str, revision: str | None) -> Path:
     if len(packed) == 1:
         return Path(huggingface_hub.hf_hub_download(repo, packed[0], revision=revision))
     if packed:
-        raise UsageError("holds several GGUF files", file=spec, hint=f"Name one: {repo}/{packed[0]} …: {packed}")
+        raise UsageError(
+            "holds several GGUF files", file=spec, hint=f"Name one: {repo}/{packed[0]} …: {packed}"
+        )
     raise FormatError("holds no safetensors, UQFF or GGUF file", file=spec)

@@ -19,7 +19,8 @@ __all__ = ["QuantizedTensor"]
 
 
 class QuantizedTensor:
-    """A weight in packed form. Immutable; its buffers are exactly `layout.buffers(shape)`, contiguous, on one device.
+    """A weight in packed form. Immutable; its buffers are exactly `layout.buffers(shape)`, contiguous, on one
+    device.
 
     layout: what the bytes mean. shape: logical, (…, out_features, in_features) for a matrix.
     buffers: read-only mapping of name to tensor.
@@ -82,7 +83,8 @@ class QuantizedTensor:
     def narrow(self, dim: int, start: int, length: int) -> QuantizedTensor:
         """The packed slice `weight.narrow(dim, start, length)`, without dequantizing.
 
-        Raises ShapeError off the layout's grid, or where the layout cannot be sliced; UsageError out of range.
+        Raises ShapeError off the layout's grid, or where the layout cannot be sliced; UsageError out of
+        range.
         """
         dim = dim - len(self.shape) if dim >= 0 else dim
         if not -len(self.shape) <= dim < 0:
@@ -117,7 +119,8 @@ class QuantizedTensor:
         return convert(self, layout)
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
-        """The dense weight [*shape], float32 or `dtype`, by the layout's reference definition. Always explicit."""
+        """The dense weight [*shape], float32 or `dtype`, by the layout's reference definition. Always
+        explicit."""
         dense = self.layout.dequantize(self.buffers, self.shape)
         return dense if dtype is None else dense.to(dtype)
 

@@ -1,4 +1,5 @@
-"""Kernels made of torch's own ops: dense weights on any device, and experts as a loop over packed matrices."""
+"""Kernels made of torch's own ops: dense weights on any device, and experts as a loop over packed
+matrices."""
 
 from __future__ import annotations
 
@@ -31,7 +32,9 @@ class DenseLinear(Kernel):
         """Declines a weight of another dtype: casting it would make a second, wider copy."""
         stored = next(iter(problem.layout.buffers(problem.shape).values())).dtype
         if stored != problem.dtype:
-            return f"the weight is {stored}, activations are {problem.dtype}: torch multiplies equal types only"
+            return (
+                f"the weight is {stored}, activations are {problem.dtype}: torch multiplies equal types only"
+            )
         return None
 
     def matmul(
@@ -90,10 +93,18 @@ class ExpertsLoop(Kernel):
         policy = Policy(problem.numerics, reference=current_policy().reference)
         try:
             resolve(
-                problem.layout, problem.shape[1:], ("linear",), problem.dtype, problem.device, policy, keep_storage=True
+                problem.layout,
+                problem.shape[1:],
+                ("linear",),
+                problem.dtype,
+                problem.device,
+                policy,
+                keep_storage=True,
             )
         except NoKernelError as e:
-            return f"no linear kernel for one expert: {e.candidates[0][1] if e.candidates else problem.layout}"
+            return (
+                f"no linear kernel for one expert: {e.candidates[0][1] if e.candidates else problem.layout}"
+            )
         return None
 
     def experts(
@@ -121,4 +132,3 @@ class ExpertsLoop(Kernel):
                 rows, list(one.buffers.values()), layout, shape[1:], None if bias is None else bias[e]
             )
         return y
-

@@ -49,7 +49,7 @@ class QuantEmbedding(PackedModule):
             raise UsageError(f"embedding ids must be int64 or int32, got {ids.dtype}")
         if not torch.compiler.is_compiling() and ids.device.type != "meta":
             self._ready()
-        rows = ops.embedding(ids.long(), self._w, self._text, self._size, self.compute_dtype, self._pin)
+        rows = ops.embedding(ids.long(), self._w, self._text, self._size, self.compute_dtype, self._policy)
         if self.scale is None:
             return rows  # type: ignore[no-any-return]
         return rows * torch.tensor(self.scale, dtype=self.compute_dtype, device=rows.device)  # type: ignore[no-any-return]

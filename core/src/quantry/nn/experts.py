@@ -17,7 +17,8 @@ __all__ = ["QuantExperts"]
 
 
 class QuantExperts(PackedModule):
-    """x [T, 1|k, K] and expert ids [T, k] → [T, k, N], weight [E, N, K], bias [E, N]; weighting stays outside."""
+    """x [T, 1|k, K] and expert ids [T, k] → [T, k, N], weight [E, N, K], bias [E, N]; weighting stays
+    outside."""
 
     ops: ClassVar[tuple[Op, ...]] = ("experts",)
 
@@ -36,9 +37,11 @@ class QuantExperts(PackedModule):
     def forward(self, x: Tensor, ids: Tensor) -> Tensor:
         """Rows of the chosen experts, in x's dtype. Raises KernelError for an id outside 0…E-1."""
         if x.ndim != 3 or ids.ndim != 2 or x.shape[0] != ids.shape[0] or x.shape[1] not in (1, ids.shape[1]):
-            raise ShapeError(f"x must be [T, 1|k, K] and ids [T, k], got {list(x.shape)} and {list(ids.shape)}")
+            raise ShapeError(
+                f"x must be [T, 1|k, K] and ids [T, k], got {list(x.shape)} and {list(ids.shape)}"
+            )
         if x.shape[-1] != self.shape[-1]:
             raise ShapeError(f"x has shape {list(x.shape)}, the weight needs [*, {self.shape[-1]}]")
         if not torch.compiler.is_compiling() and x.device.type != "meta":
             self._ready()
-        return ops.experts(x, ids, self._w, self._text, self._size, self.bias, self._pin)  # type: ignore[no-any-return]
+        return ops.experts(x, ids, self._w, self._text, self._size, self.bias, self._policy)  # type: ignore[no-any-return]

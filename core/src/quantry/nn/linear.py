@@ -52,14 +52,14 @@ def packed_linear(module: PackedModule, x: Tensor, bias: Tensor | None) -> Tenso
         raise ShapeError(f"x has shape {list(x.shape)}, the weight needs [*, {module._size[1]}]")
     if torch.compiler.is_compiling() or x.device.type == "meta":
         run = ops.linear_train if x.requires_grad and torch.is_grad_enabled() else ops.linear
-        return run(x, module._w, module._text, module._size, bias, module._pin)  # type: ignore[no-any-return]
+        return run(x, module._w, module._text, module._size, bias, module._policy)  # type: ignore[no-any-return]
     if x.requires_grad and torch.is_grad_enabled():
         module._ready()
-        return ops.linear_train(x, module._w, module._text, module._size, bias, module._pin)  # type: ignore[no-any-return]
+        return ops.linear_train(x, module._w, module._text, module._size, bias, module._policy)  # type: ignore[no-any-return]
     if ops.unwatched(x):
         plan = module._plan or module._ready()
         if x.dtype is module.compute_dtype and x.device == module._w[0].device:
             rows = x.numel() // module._size[1] if module._size[1] else 0
             kernel = plan["linear"][0 if rows <= 1 else bucket_index(rows)]
             return kernel.matmul(x, module._w, module.layout, module.shape, bias)
-    return ops.linear(x, module._w, module._text, module._size, bias, module._pin)  # type: ignore[no-any-return]
+    return ops.linear(x, module._w, module._text, module._size, bias, module._policy)  # type: ignore[no-any-return]

@@ -1,4 +1,5 @@
-"""What every packed module shares: buffers by the layout's names, one storage for all its ops, moving and saving."""
+"""What every packed module shares: buffers by the layout's names, one storage for all its ops, moving and
+saving."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from quantry.errors import FormatError, ShapeError, UsageError
 from quantry.kernel import Kernel, NumericsMode, Op
 from quantry.layout import Layout
 from quantry.plugins import registry
-from quantry.policy import Policy, applied, current_policy
+from quantry.policy import Policy
 from quantry.resolve import resolve
 from quantry.tensor import QuantizedTensor
 
@@ -28,8 +29,8 @@ class PackedModule(nn.Module):
     """A module whose weight is a QuantizedTensor, kept as plain buffers.
 
     The state_dict holds the buffers of the storable layout by name and `_extra_state`, a uint8 tensor of JSON
-    `{"layout", "shape"}`; loading reads it first, so any layout loads into any module of the same kind. Dtype casts of
-    a model (`.half()`) leave the buffers' bits alone and change `compute_dtype` only.
+    `{"layout", "shape"}`; loading reads it first, so any layout loads into any module of the same kind. Dtype
+    casts of a model (`.half()`) leave the buffers' bits alone and change `compute_dtype` only.
     """
 
     ops: ClassVar[tuple[Op, ...]]
@@ -52,7 +53,9 @@ class PackedModule(nn.Module):
         """A module of uninitialised buffers, for `load_state_dict` or `to_empty`."""
         layout = registry().layout(layout) if isinstance(layout, str) else layout
         specs = layout.buffers(shape)
-        buffers = {n: torch.empty(s.shape, dtype=torch_dtype(s.dtype), device=device) for n, s in specs.items()}
+        buffers = {
+            n: torch.empty(s.shape, dtype=torch_dtype(s.dtype), device=device) for n, s in specs.items()
+        }
         return cls(QuantizedTensor(layout, shape, buffers))
 
     @property
@@ -66,7 +69,8 @@ class PackedModule(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """A dense weight itself; else a meta tensor of the logical shape and compute dtype, to be asked only."""
+        """A dense weight itself; else a meta tensor of the logical shape and compute dtype, to be asked
+        only."""
         dense = self._buffers.get("weight")
         if dense is not None:
             return dense
@@ -79,7 +83,8 @@ class PackedModule(nn.Module):
 
     def extra_repr(self) -> str:
         """Shape, layout, bits per weight."""
-        return f"{'x'.join(map(str, self.shape))}, {self.layout}, {self.qt.bpw:.2f} bpw, bias={self.bias is not None}"
+        size = "x".join(map(str, self.shape))
+        return f"{size}, {self.layout}, {self.qt.bpw:.2f} bpw, bias={self.bias is not None}"
 
     def prepare(
         self,
@@ -170,13 +175,19 @@ class PackedModule(nn.Module):
         qt = self.storable()
         destination.update({prefix + name: buffer for name, buffer in qt.buffers.items()})
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool, *rest: Any) -> None:
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool, *rest: Any
+    ) -> None:
         state = state_dict.get(prefix + _EXTRA)
         layout, shape = (
-            (registry().layout(self._saved_layout), self.shape) if state is None else _parse_extra(state, prefix)
+            (registry().layout(self._saved_layout), self.shape)
+            if state is None
+            else _parse_extra(state, prefix)
         )
         if shape != self.shape:
-            raise ShapeError(f"the file holds shape {list(shape)}, the module {list(self.shape)}", tensor=prefix + "weight")
+            raise ShapeError(
+                f"the file holds shape {list(shape)}, the module {list(self.shape)}", tensor=prefix + "weight"
+            )
         if layout != self.layout:
             device = self.device
             specs = layout.buffers(shape)
@@ -184,7 +195,10 @@ class PackedModule(nn.Module):
                 QuantizedTensor(
                     layout,
                     shape,
-                    {n: torch.empty(s.shape, dtype=torch_dtype(s.dtype), device=device) for n, s in specs.items()},
+                    {
+                        n: torch.empty(s.shape, dtype=torch_dtype(s.dtype), device=device)
+                        for n, s in specs.items()
+                    },
                 )
             )
         self._saved_layout = str(layout)
@@ -195,16 +209,6 @@ class PackedModule(nn.Module):
         state = dict(self.__dict__)
         state["_plan"] = None  # kernels belong to this process
         return state
-
-    def to_policy(self, policy: Policy) -> None:
-        """Pin what later calls allow, and resolve anew under it."""
-        with applied(policy):
-            self._policy = str(policy)
-            self._plan = None
-
-    @property
-    def _pin(self) -> str:
-        return self._policy or str(current_policy())
 
 
 def _as_bytes(buffer: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:

@@ -21,7 +21,9 @@ class TiedHead(nn.Module):
 
     def __init__(self, embedding: QuantEmbedding) -> None:
         super().__init__()
-        self.__dict__["owner"] = embedding  # past nn.Module's registration: two owners of one buffer break saving
+        self.__dict__["owner"] = (
+            embedding  # past nn.Module's registration: two owners of one buffer break saving
+        )
         needs: tuple[Op, ...] = ("embedding", "linear")
         embedding.needs = needs
         embedding._plan = None

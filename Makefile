@@ -1,0 +1,69 @@
+# make demo: everything on a fresh machine, then the main job on a real model.   make test: everything checked.
+
+PYTHON ?= python3
+BIN    := .venv/bin
+UV     := $(BIN)/uv
+PURE   := core plugins/kernels plugins/transformers
+NATIVE := plugin_gguf
+JOBS   ?= $(shell nproc)
+COMMA  := ,
+TORCH  := torch==2.13.0
+
+# uv reads no pip settings: hand over where wheels lie
+export UV_FIND_LINKS ?= $(subst $() ,$(COMMA),$(PIP_FIND_LINKS))
+export UV_CONSTRAINT := $(CURDIR)/constraints.txt
+export UV_BUILD_CONSTRAINT := $(CURDIR)/constraints.txt
+export VIRTUAL_ENV := $(CURDIR)/.venv
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: setup demo test lint pytest peers wheels bench sanitize oracle clean
+
+setup: .venv/.ready
+	$(UV) pip install -q --no-build-isolation $(addprefix -e ,$(NATIVE))
+
+$(UV):
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --disable-pip-version-check uv==0.13.9
+
+.venv/.torch: $(UV) constraints.txt
+	$(UV) pip install -q '$(TORCH)+cpu' || $(UV) pip install -q --torch-backend cpu '$(TORCH)'
+	@touch $@
+
+.venv/.ready: .venv/.torch requirements-dev.txt $(addsuffix /pyproject.toml,$(PURE) $(NATIVE))
+	$(UV) pip install -q -r requirements-dev.txt
+	$(UV) pip install -q --no-build-isolation $(addprefix -e ,$(PURE))
+	@touch $@
+
+demo: setup
+	@$(BIN)/python examples/demo.py
+
+test: lint pytest
+
+lint: setup
+	ruff format --check .
+	ruff check .
+	mypy
+
+pytest: setup
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
+
+wheels: setup
+	rm -rf build/dist
+	for d in $(PURE) $(NATIVE); do $(UV) build -q --wheel --no-build-isolation $$d -o build/dist || exit 1; done
+
+bench: setup
+	$(BIN)/python benchmarks/foundation.py
+
+# AddressSanitizer and UBSan over the native tests; `make setup` afterwards brings the plain library back
+sanitize: setup
+	$(UV) pip install -q --no-build-isolation --no-deps -e plugin_gguf \
+	  -C cmake.define.QUANTRY_SANITIZE=ON -C build-dir=build/asan -C install.strip=false
+	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+	  ASAN_OPTIONS=detect_leaks=0:exitcode=66 UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc \
+	  $(BIN)/python -m pytest -q plugin_gguf/tests -k "kernels or panel or encode"
+	$(UV) pip install -q --no-build-isolation --reinstall-package quantry-gguf --no-deps -e plugin_gguf
+
+clean:
+	rm -rf build .venv

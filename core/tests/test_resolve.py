@@ -1,0 +1,197 @@
+"""The resolver: filters with reasons, a total order, one storage for all buckets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+import quantry
+from quantry import Conversion, Dense, Kernel, NoKernelError, Numerics, Policy, QuantizedTensor, hookimpl
+from quantry.kernel import BUCKETS
+from quantry.resolve import resolve
+from quantry.testing.installed import installed
+
+SHAPE = (32, 64)
+POLICY = Policy()
+
+
+class Slow(Kernel):
+    name, op, family, device, priority = "t.slow", "linear", "affine", "cpu", 1
+    numerics = Numerics()
+
+    def why_not(self, problem):
+        return "bits must be 4" if problem.layout.bits != 4 else None
+
+
+class OneRow(Slow):
+    name, priority = "t.one_row", 5
+
+    def why_not(self, problem):
+        return "one row only" if problem.rows > 1 else super().why_not(problem)
+
+
+class Rounded(Slow):
+    name, priority, numerics = "t.int8", 50, Numerics("i32", "int8/32")
+
+
+class Gpu(Slow):
+    name, device = "t.gpu", "cuda"
+
+
+@dataclass(frozen=True)
+class Plugin:
+    kernels: tuple
+    edges: tuple = ()
+
+    @hookimpl
+    def quantry_kernels(self):
+        return self.kernels
+
+    @hookimpl
+    def quantry_conversions(self):
+        return self.edges
+
+
+def affine(bits=4, zero="mid"):
+    return quantry.registry().layout(f"affine:b{bits},g32,in,{zero},f16")
+
+
+def decide(*kernels, layout=None, policy=POLICY, edges=(), **options):
+    with installed(Plugin(kernels, edges), alone=True):
+        return resolve(layout or affine(), SHAPE, ("linear",), "f32", "cpu", policy, **options)
+
+
+def reasons(decision, rows=1):
+    return {c.kernel: c.reason for c in decision.candidates if c.rows == rows}
+
+
+def test_each_bucket_gets_its_best_kernel():
+    plan = decide(Slow(), OneRow()).plan("linear")
+    assert [k.name for k in plan] == ["t.one_row"] + ["t.slow"] * (len(BUCKETS) - 1)
+
+
+def test_losers_carry_a_sentence():
+    decision = decide(Slow(), OneRow(), Rounded(), Gpu())
+    assert reasons(decision) == {
+        "t.slow": "t.one_row has priority 5",
+        "t.one_row": None,
+        "t.int8": "rounds activations to int8/32, which affine:b4,g32,in,mid,f16 does not publish",
+        "t.gpu": "runs on cuda, not on cpu",
+        "reference": 'disabled (set reference="allow" to permit the slow tile-wise path)',
+    }
+
+
+@pytest.mark.parametrize(
+    ("numerics", "chosen"), [("exact", "t.slow"), ("strict", "t.slow"), ("fast", "t.int8")]
+)
+def test_numerics_admit_rounded_activations_only_where_asked(numerics, chosen):
+    assert decide(Slow(), Rounded(), policy=Policy(numerics)).plan("linear")[0].name == chosen
+
+
+def test_equal_priorities_fall_back_to_the_name():
+    class Twin(Slow):
+        name = "t.aaa"
+
+    assert decide(Slow(), Twin()).plan("linear")[0].name == "t.aaa"
+    assert decide(Twin(), Slow()).plan("linear")[0].name == "t.aaa"
+
+
+def test_a_measured_time_beats_a_priority():
+    times = {"t.slow": 3.0, "t.one_row": 9.0}
+    decision = decide(Slow(), OneRow(), time_of=lambda kernel, problem: times[kernel.name])
+    assert decision.plan("linear")[0].name == "t.slow"
+    assert reasons(decision)["t.one_row"] == "slower than t.slow"
+
+
+def test_an_override_restricts_and_is_still_filtered():
+    with pytest.raises(NoKernelError) as caught:
+        decide(Slow(), OneRow(), policy=Policy(only=("t.one_row",)))
+    found = dict(caught.value.candidates)
+    assert found["t.slow"] == "not in the override t.one_row"
+    assert found["t.one_row"] == "one row only"
+
+
+def test_disabled_by_environment(monkeypatch):
+    monkeypatch.setenv("QUANTRY_DISABLE", "t.one_row")
+    assert reasons(decide(Slow(), OneRow()))["t.one_row"] == "disabled by QUANTRY_DISABLE"
+
+
+def test_nothing_left_names_every_candidate_and_what_to_do():
+    with pytest.raises(NoKernelError) as caught:
+        decide(Slow(), layout=affine(bits=3), tensor="layers.0.up")
+    text = str(caught.value)
+    assert "layers.0.up" in text
+    assert "bits must be 4" in text
+    assert "reference='allow'" in text
+    assert caught.value.exit_code == 4
+
+
+def test_reference_runs_anything_where_permitted():
+    plan = decide(layout=affine(bits=3), policy=Policy(reference=True)).plan("linear")
+    assert {k.name for k in plan} == {"reference"}
+
+
+@dataclass(frozen=True, slots=True)
+class Packing(Dense):
+    """A private packing: the same bytes under another family."""
+
+    family = "t_packing"
+    storable = False
+
+
+class ToPacking(Conversion):
+    source, target = "dense", "t_packing"
+
+    def target_for(self, layout, shape):
+        return Packing(layout.dtype)
+
+    def convert(self, qt, target):
+        return QuantizedTensor(target, qt.shape, dict(qt.buffers))
+
+
+class Back(Conversion):
+    source, target = "t_packing", "dense"
+
+    def target_for(self, layout, shape):
+        return Dense(layout.dtype)
+
+    def convert(self, qt, target):
+        return QuantizedTensor(target, qt.shape, dict(qt.buffers))
+
+
+class OnPacking(Kernel):
+    name, op, family, device, priority, numerics = "t.packed", "linear", "t_packing", "cpu", 7, Numerics()
+
+    def why_not(self, problem):
+        return None
+
+    def matmul(self, x, w, layout, shape, bias):
+        return x @ w[0].T.to(x.dtype)
+
+
+class PackingPlugin(Plugin):
+    @hookimpl
+    def quantry_layouts(self):
+        return [Packing]
+
+
+def test_a_better_packing_is_reached_and_undone_for_saving():
+    with installed(PackingPlugin((OnPacking(),), (ToPacking(), Back())), alone=True):
+        layer = quantry.QuantLinear(
+            QuantizedTensor(Dense("f16"), SHAPE, {"weight": torch.ones(SHAPE).half()})
+        )
+        y = layer(torch.ones(2, 64))
+        assert layer.layout == Packing("f16")
+        assert torch.equal(y, torch.full((2, 32), 64.0))
+        state = layer.state_dict()
+        assert b"dense:f16" in bytes(state["_extra_state"].tolist())
+
+
+def test_storage_is_kept_where_asked():
+    with (
+        installed(PackingPlugin((OnPacking(),), (ToPacking(), Back())), alone=True),
+        pytest.raises(NoKernelError),
+    ):
+        resolve(Dense("f16"), SHAPE, ("linear",), "f32", "cpu", POLICY, keep_storage=True)
