@@ -50,10 +50,13 @@ _HOME = {
     "Problem": "kernel",
     "BufferSpec": "layout",
     "Layout": "layout",
+    "Shape": "layout",
     "Dense": "layouts",
     "GroupedAffine": "layouts",
     "GroupedCodebook": "layouts",
     "ScaledFloat": "layouts",
+    "pack_codes": "layouts.bitpack",
+    "unpack_codes": "layouts.bitpack",
     "load_model": "load",
     "matmul": "multiply",
     "QuantEmbedding": "nn",
@@ -79,7 +82,7 @@ _HOME = {
     "verify": "verification",
 }
 
-_RENAMED = {"open": "open_checkpoint"}
+_RENAMED = {"open": "open_checkpoint", "pack_codes": "pack", "unpack_codes": "unpack"}
 
 __all__ = [
     "__version__",
@@ -117,6 +120,7 @@ __all__ = [
     "QuantryError",
     "Runtime",
     "ScaledFloat",
+    "Shape",
     "ShapeError",
     "Source",
     "TensorEntry",
@@ -135,6 +139,7 @@ __all__ = [
     "matmul",
     "nearest",
     "open",
+    "pack_codes",
     "prepare",
     "quantize",
     "quantize_model",
@@ -143,6 +148,7 @@ __all__ = [
     "save_uqff",
     "swap",
     "torch_dtype",
+    "unpack_codes",
     "use",
     "verify",
 ]
@@ -174,8 +180,10 @@ if TYPE_CHECKING:
     from quantry.inspection import inspect
     from quantry.isq import quantize, quantize_model
     from quantry.kernel import BUCKETS, Kernel, Numerics, Problem
-    from quantry.layout import BufferSpec, Layout
+    from quantry.layout import BufferSpec, Layout, Shape
     from quantry.layouts import Dense, GroupedAffine, GroupedCodebook, ScaledFloat
+    from quantry.layouts.bitpack import pack as pack_codes
+    from quantry.layouts.bitpack import unpack as unpack_codes
     from quantry.load import load_model
     from quantry.multiply import matmul
     from quantry.nn import PackedModule, QuantEmbedding, QuantExperts, QuantLinear, TiedHead, prepare, swap

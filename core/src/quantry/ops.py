@@ -100,7 +100,7 @@ def _call(kernel: Kernel, method: str, *args: Any) -> Tensor:
     except Exception as e:
         raise KernelError(
             f"kernel {kernel.name} failed: {type(e).__name__}: {e}",
-            hint=f"QUANTRY_DISABLE={kernel.name} takes it out; nothing is retried silently on another kernel.",
+            hint=f"QUANTRY_DISABLE={kernel.name} takes it out; nothing is retried on another kernel.",
         ) from e
     return result
 

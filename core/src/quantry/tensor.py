@@ -94,6 +94,7 @@ class QuantizedTensor:
             raise UsageError(f"slice {start}:{start + length} leaves dimension {dim} of size {size}")
         step = 1 if dim < -2 else self.layout.step(dim)
         if step is None:
+            self.layout.narrow(self.buffers, self.shape, dim, start, length)  # says why it cannot
             raise ShapeError(f"{self.layout} cannot be sliced along dimension {dim}")
         if start % step or (length % step and start + length != size):
             raise ShapeError(
@@ -135,10 +136,17 @@ def _check_buffers(layout: Layout, shape: Shape, buffers: Mapping[str, Tensor]) 
         if t.dtype != torch_dtype(spec.dtype) or tuple(t.shape) != spec.shape:
             raise ShapeError(
                 f"{layout} {list(shape)}: buffer {name!r} must be {spec.dtype} {list(spec.shape)},"
-                f" got {dtype_name(t.dtype)} {list(t.shape)}"
+                f" got {_dtype_text(t.dtype)} {list(t.shape)}"
             )
         if not t.is_contiguous():
             raise ShapeError(f"{layout} {list(shape)}: buffer {name!r} is not contiguous")
         devices.add(t.device)
     if len(devices) > 1:
         raise ShapeError(f"{layout} {list(shape)}: buffers lie on {len(devices)} devices")
+
+
+def _dtype_text(dtype: object) -> str:
+    try:
+        return dtype_name(dtype)
+    except KeyError:  # complex64 and others that no layout uses
+        return str(dtype)
