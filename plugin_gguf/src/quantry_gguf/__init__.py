@@ -1,0 +1,1 @@
+"""GGUF files, ggml block layouts and their CPU kernels for Quantry."""
