@@ -1,0 +1,54 @@
+// quantry_gguf_encode: float32 rows to ggml blocks, on `threads` threads, with the same bytes for any number of them.
+#include <quantry/dispatch.h>
+
+#include "encode.h"
+
+QUANTRY_DECLARE_TABLES(EncodeOps, quantry_encode_ops)
+
+namespace {
+
+struct Encoder {
+  int type;   // ggml's id
+  int block, bytes;
+  EncodeFn EncodeOps::*function;
+};
+
+constexpr Encoder kEncoders[] = {
+    {2, 32, 18, &EncodeOps::q4_0},   {3, 32, 20, &EncodeOps::q4_1},    {6, 32, 22, &EncodeOps::q5_0},
+    {7, 32, 24, &EncodeOps::q5_1},   {8, 32, 34, &EncodeOps::q8_0},    {9, 32, 36, &EncodeOps::q8_1},
+    {12, 256, 144, &EncodeOps::q4_k}, {13, 256, 176, &EncodeOps::q5_k}, {14, 256, 210, &EncodeOps::q6_k},
+    {15, 256, 292, &EncodeOps::q8_k},
+};
+
+const Encoder* encoder_of(int type) {
+  for (const Encoder& e : kEncoders)
+    if (e.type == type) return &e;
+  return nullptr;
+}
+
+}  // namespace
+
+extern "C" {
+
+// x: [rows, columns] f32, finite. importance: [columns] f32 >= 0, or null (ignored by q8_0, q8_1, q8_k).
+// out: rows · columns / block · block bytes. Returns a QuantryStatus.
+QUANTRY_EXPORT int quantry_gguf_encode(int target, int type, const float* x, const float* importance, uint8_t* out,
+                                       int64_t rows, int64_t columns, int threads) {
+  const EncodeOps* ops = QUANTRY_TABLE_FOR(quantry_encode_ops, target);
+  if (!ops) return QUANTRY_BAD_TARGET;
+  const Encoder* encoder = encoder_of(type);
+  if (!encoder) return QUANTRY_BAD_TYPE;
+  if (rows < 0 || columns < 0 || columns % encoder->block) return QUANTRY_BAD_SHAPE;
+  const int64_t blocks = columns / encoder->block * rows;
+  if (blocks == 0) return QUANTRY_OK;
+  if (!x || !out) return QUANTRY_BAD_BUFFER;
+  const EncodeFn encode = ops->*encoder->function;
+  if (threads < 1) threads = 1;
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+  for (int part = 0; part < threads; part++) {
+    const int64_t first = blocks * part / threads, last = blocks * (part + 1) / threads;
+    if (last > first) encode(EncodeJob{x, importance, columns, first, last - first, out});
+  }
+  return QUANTRY_OK;
+}
+}

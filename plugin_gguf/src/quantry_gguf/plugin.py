@@ -1,0 +1,50 @@
+"""What the GGUF plugin gives. Nothing heavy happens at import."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from quantry import Conversion, Format, Kernel, Layout, Quantizer, UqffCodec, hookimpl
+
+
+@hookimpl
+def quantry_formats() -> Iterable[Format]:
+    from quantry_gguf.reader import FORMATS
+
+    return FORMATS
+
+
+@hookimpl
+def quantry_layouts() -> Iterable[type[Layout]]:
+    from quantry_gguf.layout import GgmlBlocks
+    from quantry_gguf.panel import LAYOUTS
+
+    return [GgmlBlocks, *LAYOUTS]
+
+
+@hookimpl
+def quantry_conversions() -> Iterable[Conversion]:
+    from quantry_gguf.panel import CONVERSIONS
+
+    return CONVERSIONS
+
+
+@hookimpl
+def quantry_quantizers() -> Iterable[Quantizer]:
+    from quantry_gguf.encode import QUANTIZERS
+
+    return QUANTIZERS
+
+
+@hookimpl
+def quantry_kernels() -> Iterable[Kernel]:
+    from quantry_gguf.kernels import KERNELS
+
+    return KERNELS
+
+
+@hookimpl
+def quantry_uqff_codecs() -> Iterable[UqffCodec]:
+    from quantry_gguf.codec import CODECS
+
+    return CODECS
