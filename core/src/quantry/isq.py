@@ -1,0 +1,289 @@
+"""In-situ quantization: one tensor, a module in place, or a checkpoint streamed to UQFF."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from quantry.checkpoint import Checkpoint, open_checkpoint
+from quantry.dtypes import dtype_name
+from quantry.errors import QuantryError, ShapeError, UsageError
+from quantry.format import TensorEntry
+from quantry.isq_plan import Plan, Selection, WeightSource, choose, label_of, make_plan, resolve_quantizer
+from quantry.isq_run import Progress, check_finite, importance_of, run_plan, write_residual
+from quantry.quantizer import Quantizer
+from quantry.roles import Role, role_of
+from quantry.staging import StagedFolder
+from quantry.stream import StreamWriter
+from quantry.tensor import QuantizedTensor
+from quantry.topology import Topology
+from quantry.uqff import RESIDUAL
+from quantry.uqff_output import SHARD_BYTES, OutputWriter, metadata, plan_shards, shard_names
+from quantry.uqff_report import OutputReport
+from quantry.uqff_write import SUPPORT_FILES, output_place, stale_shards, write_support
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+__all__ = ["IsqResult", "Weights", "quantize", "quantize_checkpoint", "quantize_model", "resolve_quantizer"]
+
+
+class Weights:
+    """Named tensors in memory, or views of mapped files, as a source for ISQ: what an export gives."""
+
+    def __init__(self, tensors: Iterable[tuple[str, QuantizedTensor]]) -> None:
+        self._tensors = dict(tensors)
+
+    def entries(self) -> list[TensorEntry]:
+        """One per tensor."""
+        return [TensorEntry(name, qt.layout, qt.shape) for name, qt in self._tensors.items()]
+
+    def load(self, name: str, rows: slice | None = None) -> QuantizedTensor:
+        """The tensor, or rows of its first dimension."""
+        qt = self._tensors[name]
+        return qt if rows is None else qt.narrow(0, rows.start, rows.stop - rows.start)
+
+
+@dataclass(frozen=True, slots=True)
+class IsqResult:
+    """What was written, or with `dry_run` would be. output_bytes: of shards and residual files."""
+
+    outputs: tuple[OutputReport, ...]
+    plans: tuple[Plan, ...]
+    folder: Path
+    output_bytes: int
+    seconds: float
+    peak_rss_bytes: int
+
+    def as_json(self) -> dict[str, Any]:
+        """For `quantry quantize --json`."""
+        return {
+            "outputs": [output.as_json(details=False) for output in self.outputs],
+            "folder": str(self.folder),
+            "output_bytes": self.output_bytes,
+            "seconds": self.seconds,
+            "peak_rss_bytes": self.peak_rss_bytes,
+        }
+
+
+def quantize(weight: Tensor, name: str, importance: Tensor | None = None) -> QuantizedTensor:
+    """Pack a float matrix [N, K], or a stack [experts, N, K], as the ISQ type `name` ("q4k", "4").
+
+    importance: [K] or [experts, K], for types that use one. Raises ShapeError where the type cannot hold the
+    shape (no fallback here), ValueDomainError for NaN or Inf, UsageError for an unknown type.
+    """
+    if weight.dim() < 2 or not weight.is_floating_point():
+        raise UsageError(f"a float matrix is quantized, not {dtype_name(weight.dtype)} {list(weight.shape)}")
+    quantizer = resolve_quantizer(name, str(weight.device))
+    shape, dtype = tuple(weight.shape), dtype_name(weight.dtype)
+    reason = quantizer.why_not(shape, dtype)
+    if reason is not None:
+        hint = f"Fitting fallbacks: {', '.join(quantizer.fallback)}." if quantizer.fallback else None
+        raise ShapeError(f"{quantizer.name} cannot hold {list(shape)}: {reason}", hint=hint)
+    check_finite(weight)
+    stats = None if importance is None else importance_of({"": importance}, quantizer, "", shape)
+    return quantizer.quantize(weight.detach(), quantizer.layout_for(shape, dtype), stats)
+
+
+def quantize_model(
+    model: nn.Module,
+    name: str,
+    importance: Mapping[str, Tensor] | None = None,
+    topology: Topology | Mapping[str, Any] | str | Path | None = None,
+    *,
+    include: Iterable[str] = (),
+    exclude: Iterable[str] = (),
+) -> dict[str, str]:
+    """Replace every `nn.Linear` and `nn.Embedding` of a model by its packed form, freeing each dense weight.
+
+    importance: by module or weight name. Routers stay dense, as do subclasses whose forward is their own and
+    weights that no fallback fits. Returns module name → layout, or the sentence why it stayed dense.
+    """
+    quantizer = resolve_quantizer(name)
+    selection = Selection.of(include, exclude, topology=topology)
+    done: dict[str, str] = {}
+    packed: dict[int, nn.Module] = {}
+    names = [
+        n for n, module in model.named_modules(remove_duplicate=False) if n and _kind(module) is not None
+    ]
+    for module_name in names:
+        done |= _swap_one(model, module_name, quantizer, selection, importance or {}, packed)
+    return done
+
+
+def quantize_checkpoint(
+    model: str | Path | Checkpoint | WeightSource,
+    out: str | Path,
+    types: str | Sequence[str],
+    *,
+    importance: Mapping[str, Tensor] | None = None,
+    selection: Selection | None = None,
+    jobs: int | None = None,
+    device: str = "cpu",
+    requantize: bool = False,
+    dry_run: bool = False,
+    shard_bytes: int = SHARD_BYTES,
+    config: Mapping[str, Any] | None = None,
+    files: Mapping[str, Path | bytes] | None = None,
+    progress: Progress | None = None,
+) -> IsqResult:
+    """Quantize a checkpoint to UQFF, tensor block by tensor block; memory does not grow with the model.
+
+    out: `x.uqff` (shards `x-0.uqff` …) for one type, else a folder (shards `<type>-0.uqff` …). selection:
+    which tensors. config, files: of the model; by default those beside a Hugging Face checkpoint. dry_run:
+    only plan. The output appears when it is whole; after any failure the folder is as it was.
+    """
+    start = time.perf_counter()
+    source: WeightSource = open_checkpoint(model) if isinstance(model, (str, Path)) else model
+    folder, stems = _place(Path(out), types, device)
+    if isinstance(source, Checkpoint):
+        if source.source.root.resolve() == folder.resolve():
+            raise UsageError(
+                "the output would lie among the source's files", file=folder, hint="Choose another folder."
+            )
+        config, files = _beside(source, config, files)
+    tied = bool((config or {}).get("tie_word_embeddings"))
+    plans = {
+        stem: make_plan(
+            source, quantizer, selection, tied=tied, requantize=requantize, shard_bytes=shard_bytes
+        )
+        for stem, quantizer in stems.items()
+    }
+    reports = tuple(_planned_report(stem, plan) for stem, plan in plans.items())
+    shared = next(iter(plans.values()))  # what is no layer is the same for every type
+    if not dry_run:
+        with StagedFolder(folder) as staged:
+            for stem, plan in plans.items():
+                with OutputWriter(staged.payload, stem, plan.quant, plan.layers, plan.shard_bytes) as writer:
+                    run_plan(plan, source, writer, jobs, importance, progress)
+            with StreamWriter(staged.payload / RESIDUAL, shared.residual, metadata()) as rest:
+                write_residual(shared, source, rest)
+            write_support(staged.payload, config, files or {}, reports)
+            staged.publish(stale_shards(folder, plans))
+    nbytes = sum(plan.shards_bytes for plan in plans.values()) + shared.residual_bytes
+    seconds = time.perf_counter() - start
+    return IsqResult(reports, tuple(plans.values()), folder, nbytes, seconds, _peak_rss())
+
+
+def _planned_report(stem: str, plan: Plan) -> OutputReport:
+    layers = sorted(plan.layers, key=lambda layer: layer.key.encode())
+    shards = shard_names(stem, len(plan_shards(layers, plan.shard_bytes)))
+    return OutputReport(plan.quant, shards, tuple(layer.report for layer in layers))
+
+
+def _place(out: Path, types: str | Sequence[str], device: str) -> tuple[Path, dict[str, Quantizer]]:
+    """The folder, and the quantizer of each stem."""
+    quantizers = [resolve_quantizer(name, device) for name in ([types] if isinstance(types, str) else types)]
+    if not quantizers:
+        raise UsageError("no ISQ type is named", hint="Name one: --isq q4k")
+    if len({q.name for q in quantizers}) < len(quantizers):
+        raise UsageError(f"a type is named twice: {', '.join(q.name for q in quantizers)}")
+    folder, stem = output_place(out)
+    if out.suffix != ".uqff":
+        return folder, {label_of(q): q for q in quantizers}
+    if len(quantizers) > 1:
+        raise UsageError(
+            "several types need a folder, not one .uqff file", file=out, hint=f"Write to {folder}/"
+        )
+    return folder, {stem: quantizers[0]}
+
+
+def _beside(
+    source: Checkpoint, config: Mapping[str, Any] | None, files: Mapping[str, Path | bytes] | None
+) -> tuple[Mapping[str, Any] | None, Mapping[str, Path | bytes] | None]:
+    """Config and tokenizer files of a Hugging Face folder, where the caller gave none."""
+    if config is None and isinstance(source.config.get("model_type"), str):
+        config = source.config
+    if files is None:
+        found = {name: source.source.sibling(name) for name in SUPPORT_FILES}
+        files = {name: path for name, path in found.items() if path is not None}
+    return config, files
+
+
+def _kind(module: nn.Module) -> str | None:
+    """ "linear" or "embedding" for modules whose forward is torch's own."""
+    from torch import nn
+
+    if isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward:
+        return "linear"
+    if isinstance(module, nn.Embedding) and type(module).forward is nn.Embedding.forward:
+        return "embedding"
+    return None
+
+
+def _swap_one(
+    model: nn.Module,
+    name: str,
+    quantizer: Quantizer,
+    selection: Selection,
+    importance: Mapping[str, Tensor],
+    packed: dict[int, nn.Module],
+) -> dict[str, str]:
+    """Pack one module. packed: id of a dense weight → the module that has it now, where modules share it."""
+    from quantry.nn import swap
+
+    module: Any = model.get_submodule(name)
+    weight: Tensor = module.weight
+    shape, dtype, full = tuple(weight.shape), dtype_name(weight.dtype), f"{name}.weight"
+    if id(weight) in packed:
+        return _swap_shared(model, name, module, packed[id(weight)])
+    role: Role = "embedding" if _kind(module) == "embedding" else role_of(full, shape)
+    pin = selection.pin(full, role)
+    if pin is None and not selection.takes(full, role):
+        return {}
+    asked = quantizer if pin is None else resolve_quantizer(pin)
+    choice = choose(asked, role, shape, dtype, pinned=pin is not None, for_uqff=False)
+    if choice.quantizer is None:
+        return {name: choice.reason or "no type fits"}
+    try:
+        check_finite(weight.detach(), 0, full)
+        stats = importance_of(importance, choice.quantizer, full, shape)
+        qt = choice.quantizer.quantize(weight.detach(), choice.layout, stats)
+    except QuantryError as e:
+        e.tensor = e.tensor or full
+        raise
+    packed[id(weight)] = replacement = _packed_module(module, qt)
+    swap(model, name, replacement)
+    return {name: str(qt.layout)}
+
+
+def _packed_module(module: Any, qt: QuantizedTensor) -> nn.Module:
+    from quantry.nn import QuantEmbedding, QuantLinear
+
+    made: QuantEmbedding | QuantLinear
+    if _kind(module) == "embedding":
+        made = QuantEmbedding(qt, padding_idx=module.padding_idx)
+    else:
+        made = QuantLinear(qt, module.bias)
+    made.compute_dtype = module.weight.dtype
+    return made
+
+
+def _swap_shared(model: nn.Module, name: str, module: Any, owner: nn.Module) -> dict[str, str]:
+    """A weight that another module has packed: that module again, or an output head over its embedding."""
+    from quantry.nn import QuantEmbedding, QuantLinear, TiedHead, swap
+
+    bias = getattr(module, "bias", None)
+    if isinstance(owner, QuantEmbedding) and _kind(module) == "linear" and bias is None:
+        swap(model, name, TiedHead(owner))
+    elif (
+        isinstance(owner, QuantEmbedding if _kind(module) == "embedding" else QuantLinear)
+        and owner.bias is bias
+    ):
+        swap(model, name, owner)
+    else:
+        return {name: "stays dense: it shares its weight with a module of another kind"}
+    return {name: str(owner.layout)}
+
+
+def _peak_rss() -> int:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,352 @@
+"""Plan an ISQ from headers alone: what becomes of every tensor, and how large the output will be."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from quantry.errors import ShapeError, UsageError, nearest
+from quantry.format import TensorEntry
+from quantry.layout import BufferSpec, Layout, Shape
+from quantry.layouts.dense import Dense
+from quantry.plugins import registry
+from quantry.quantizer import Quantizer, canonical_name
+from quantry.roles import Role, expert_slot, role_of
+from quantry.stream import file_bytes
+from quantry.tensor import QuantizedTensor
+from quantry.topology import Topology
+from quantry.uqff_output import (
+    SHARD_BYTES,
+    PlannedLayer,
+    codec_for,
+    metadata,
+    plan_layer,
+    plan_shards,
+)
+from quantry.uqff_write import is_layer
+
+__all__ = [
+    "Choice",
+    "Organization",
+    "Plan",
+    "PlannedTensor",
+    "Selection",
+    "WeightSource",
+    "choose",
+    "label_of",
+    "make_plan",
+]
+
+Organization = Literal["default", "moqe"]
+
+_DEFAULT_ROLES: tuple[Role, ...] = ("linear", "embedding", "head", "experts")
+_FLOATS = ("f32", "f16", "bf16")
+
+
+class WeightSource(Protocol):
+    """What ISQ reads: a Checkpoint, or any object of these two methods."""
+
+    def entries(self) -> Sequence[TensorEntry]:
+        """Every tensor's name, layout and shape."""
+
+    def load(self, name: str, rows: slice | None = None) -> QuantizedTensor:
+        """The tensor, or rows of its first dimension."""
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which tensors are quantized; by default those of linear layers, embeddings, heads and expert stacks.
+
+    include: only names that one of these regexes matches; it may name routers too. exclude: none that one
+    matches. organization "moqe": expert stacks only. topology: pins of single tensors, which override all of
+    the others.
+    """
+
+    include: tuple[re.Pattern[str], ...] = ()
+    exclude: tuple[re.Pattern[str], ...] = ()
+    organization: Organization = "default"
+    topology: Topology = field(default_factory=Topology)
+
+    @classmethod
+    def of(
+        cls,
+        include: Iterable[str] = (),
+        exclude: Iterable[str] = (),
+        organization: Organization = "default",
+        topology: Topology | Mapping[str, Any] | str | Path | None = None,
+    ) -> Selection:
+        """From text. Raises UsageError for a malformed pattern."""
+        try:
+            patterns = [tuple(re.compile(text) for text in texts) for texts in (include, exclude)]
+        except re.error as e:
+            raise UsageError(f"{e.pattern!r} is no regular expression: {e}") from e
+        return cls(patterns[0], patterns[1], organization, Topology.of(topology))
+
+    def takes(self, name: str, role: Role) -> bool:
+        """Whether the rules above, pins aside, quantize a tensor."""
+        if any(p.search(name) for p in self.exclude):
+            return False
+        if self.organization == "moqe":
+            return role == "experts"
+        if self.include:
+            return role != "other" and any(p.search(name) for p in self.include)
+        return role in _DEFAULT_ROLES
+
+    def pin(self, name: str, role: Role) -> str | None:
+        """The type the topology pins; it speaks of layers only, not of routers or norms in its range."""
+        return self.topology.pin(name) if role in _DEFAULT_ROLES else None
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What a weight becomes. quantizer None: it stays as it is. reason: why it is not what was resolved."""
+
+    quantizer: Quantizer | None
+    layout: Layout
+    resolved: Quantizer | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedTensor:
+    """One layer of the output and the source tensors it is made of: one, or one per expert."""
+
+    layer: PlannedLayer
+    sources: tuple[str, ...]
+    source_layout: Layout
+    quantizer: Quantizer | None
+    bias: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One output. left_out: source tensors that are not written, with the reason."""
+
+    quant: str
+    tensors: tuple[PlannedTensor, ...]
+    residual: Mapping[str, BufferSpec]
+    left_out: Mapping[str, str]
+    shard_bytes: int = SHARD_BYTES
+
+    @property
+    def layers(self) -> list[PlannedLayer]:
+        """The layers to write."""
+        return [tensor.layer for tensor in self.tensors]
+
+    @property
+    def shards_bytes(self) -> int:
+        """Exact size of the shards."""
+        return sum(file_bytes(specs, metadata()) for specs in plan_shards(self.layers, self.shard_bytes))
+
+    @property
+    def residual_bytes(self) -> int:
+        """Exact size of the residual file, which all outputs of a folder share."""
+        return file_bytes(self.residual, metadata())
+
+
+def make_plan(
+    source: WeightSource,
+    quantizer: Quantizer,
+    selection: Selection | None = None,
+    *,
+    tied: bool = False,
+    requantize: bool = False,
+    shard_bytes: int = SHARD_BYTES,
+) -> Plan:
+    """What becomes of every tensor of `source`.
+
+    tied: an output head beside an embedding is a copy of it and is left out. requantize: permit quantizing
+    weights that are packed already in another type, at a loss. Raises UsageError where that is needed and not
+    permitted, or where the selection takes nothing.
+    """
+    selection = selection or Selection()
+    nominal = quantizer.layout_for((256, 256), "f32")
+    if all(codec.family != nominal.family for codec in registry().codecs):
+        raise UsageError(
+            f"UQFF has no tag for {quantizer.name} ({nominal})", hint="Choose a type that mistral.rs has."
+        )
+    entries = {entry.name: entry for entry in source.entries()}
+    left_out = _tied_heads(entries) if tied else {}
+    groups = _grouped([entry for name, entry in entries.items() if name not in left_out])
+    tensors: list[PlannedTensor] = []
+    refused: list[str] = []
+    for name, (shape, parts) in groups.items():
+        choice = _choice(name, shape, parts[0].layout, quantizer, selection)
+        if choice is None or not name.endswith(".weight"):
+            continue
+        if choice.quantizer is not None and parts[0].layout.family != "dense" and not requantize:
+            refused.append(name)
+        tensors.append(_planned(name, shape, parts, choice, quantizer, entries))
+    if refused:
+        layout = entries[refused[0]].layout if refused[0] in entries else "packed"
+        raise UsageError(
+            f"is packed already ({layout}), as are {len(refused) - 1} others; packing it anew loses accuracy",
+            tensor=refused[0],
+            hint="Start from the original weights, or permit it: requantize=True, --requantize.",
+        )
+    if not any(tensor.layer.report.default_target for tensor in tensors):
+        raise UsageError(
+            "nothing is selected: no tensor is of the kind that would be quantized", hint="See --include."
+        )
+    written = {source_name for t in tensors for source_name in t.sources} | {
+        t.bias for t in tensors if t.bias
+    }
+    rest = {name: entry for name, entry in entries.items() if name not in written and name not in left_out}
+    residual = {name: _only_buffer(entry) for name, entry in rest.items()}
+    return Plan(label_of(quantizer), tuple(tensors), residual, left_out, shard_bytes)
+
+
+def choose(
+    quantizer: Quantizer, role: Role, shape: Shape, dtype: str, pinned: bool = False, for_uqff: bool = True
+) -> Choice:
+    """The type a weight gets: as asked, promoted where sensitive, else a fallback that fits, else dense.
+
+    dtype: of the source weight. pinned: take the type as it is, without promotion. for_uqff: only types with
+    a tag.
+    """
+    known = registry().quantizers
+    resolved = quantizer
+    if role in ("embedding", "head") and quantizer.sensitive is not None and not pinned:
+        resolved = known.get(canonical_name(quantizer.sensitive), quantizer)
+    reasons = []
+    for name in (resolved.name, *resolved.fallback):
+        candidate = known.get(canonical_name(name)) if name != resolved.name else resolved
+        if candidate is None:
+            reasons.append(f"{name} is not installed")
+            continue
+        reason = candidate.why_not(shape, dtype)
+        if reason is None:
+            layout = candidate.layout_for(shape, dtype)
+            reason = _unstorable(layout, shape) if for_uqff else None
+            if reason is None:
+                return Choice(candidate, layout, resolved, "; ".join(reasons) or None)
+        reasons.append(f"{name}: {reason}")
+    return Choice(None, Dense(dtype), resolved, "; ".join(reasons))
+
+
+def label_of(quantizer: Quantizer) -> str:
+    """The type's name in UQFF file names and reports: mistral.rs writes "q4k" for q4_k."""
+    layout = quantizer.layout_for((256, 256), "f32")
+    label = next((c.label(layout) for c in registry().codecs if c.family == layout.family), quantizer.name)
+    same = canonical_name(label) == canonical_name(quantizer.name)
+    return label if same else quantizer.name
+
+
+def resolve_quantizer(name: str, device: str = "cpu") -> Quantizer:
+    """The quantizer of an ISQ type, or of a width ("4": the installed one of highest priority).
+
+    device: where the weight will run; no quantizer declares a preference yet. Raises UsageError that
+    proposes the nearest name.
+    """
+    known = registry().quantizers
+    key = canonical_name(str(name))
+    if key.isdecimal():
+        fitting = [q for q in known.values() if q.width == int(key)]
+        if fitting:
+            return max(fitting, key=lambda q: (q.priority, q.name))
+        widths = sorted({str(q.width) for q in known.values() if q.width})
+        raise UsageError(
+            f"no installed ISQ type has width {name}", hint=f"Widths: {', '.join(widths) or 'none'}."
+        )
+    if key not in known:
+        raise UsageError(f"unknown ISQ type {name!r}", hint=nearest(key, [q.name for q in known.values()]))
+    return known[key]
+
+
+def _choice(
+    name: str, shape: Shape, source: Layout, quantizer: Quantizer, selection: Selection
+) -> Choice | None:
+    """None: the tensor goes to the residual file."""
+    role = role_of(name, shape)
+    dense = isinstance(source, Dense)
+    if isinstance(source, Dense) and source.dtype not in _FLOATS:
+        return None
+    pin = selection.pin(name, role)
+    if pin is None and not selection.takes(name, role):
+        return Choice(None, source) if is_layer(name, source, shape) else None
+    asked = resolve_quantizer(pin) if pin is not None else quantizer
+    dtype = source.dtype if isinstance(source, Dense) else "f32"
+    plain = pin is not None or selection.organization == "moqe"
+    choice = choose(asked, role, shape, dtype, pinned=plain)
+    if not dense and (choice.quantizer is None or choice.layout == source):
+        return Choice(None, source, choice.resolved, choice.reason)
+    return choice
+
+
+def _planned(
+    name: str,
+    shape: Shape,
+    parts: Sequence[TensorEntry],
+    choice: Choice,
+    quantizer: Quantizer,
+    entries: Mapping[str, TensorEntry],
+) -> PlannedTensor:
+    key = name.removesuffix(".weight")
+    bias = _bias(key, shape, entries)
+    resolved = None if choice.resolved is None else label_of(choice.resolved)
+    default = None if resolved is None else label_of(quantizer)
+    spec = None if bias is None else _only_buffer(bias)
+    family = None
+    if choice.reason is not None and choice.quantizer is not None and choice.resolved is not None:
+        family = choice.resolved.layout_for((256, 256), "f32").family
+    layer = plan_layer(key, choice.layout, shape, spec, default, resolved, choice.reason, family)
+    sources = tuple(entry.name for entry in parts)
+    return PlannedTensor(
+        layer, sources, parts[0].layout, choice.quantizer, None if bias is None else bias.name
+    )
+
+
+def _bias(key: str, shape: Shape, entries: Mapping[str, TensorEntry]) -> TensorEntry | None:
+    bias = entries.get(f"{key}.bias")
+    fits = bias is not None and isinstance(bias.layout, Dense) and bias.shape == shape[:-1]
+    return bias if fits else None
+
+
+def _grouped(entries: Sequence[TensorEntry]) -> dict[str, tuple[Shape, list[TensorEntry]]]:
+    """Output name → logical shape and source tensors: single experts become one stack."""
+    stacks: dict[str, dict[int, TensorEntry]] = {}
+    for entry in entries:
+        slot = expert_slot(entry.name)
+        if slot is not None:
+            stacks.setdefault(slot[0], {})[slot[1]] = entry
+    whole = {name for name, experts in stacks.items() if _is_uniform(experts)}
+    groups: dict[str, tuple[Shape, list[TensorEntry]]] = {}
+    for entry in entries:
+        slot = expert_slot(entry.name)
+        if slot is None or slot[0] not in whole:
+            groups[entry.name] = (entry.shape, [entry])
+        elif slot[0] not in groups:
+            experts = stacks[slot[0]]
+            groups[slot[0]] = ((len(experts), *entry.shape), [experts[i] for i in range(len(experts))])
+    return groups
+
+
+def _is_uniform(experts: Mapping[int, TensorEntry]) -> bool:
+    """Experts 0 to E-1 without a gap, of one shape and layout, not already a stack."""
+    kinds = {(entry.shape, entry.layout) for entry in experts.values()}
+    return len(kinds) == 1 and sorted(experts) == list(range(len(experts))) and len(next(iter(kinds))[0]) == 2
+
+
+def _tied_heads(entries: Mapping[str, TensorEntry]) -> dict[str, str]:
+    roles = {name: role_of(name, entry.shape) for name, entry in entries.items()}
+    if "embedding" not in roles.values():
+        return {}
+    return {name: "tied to the embedding" for name, role in roles.items() if role == "head"}
+
+
+def _unstorable(layout: Layout, shape: Shape) -> str | None:
+    try:
+        codec_for(layout, shape, "")
+    except ShapeError as e:
+        return e.problem
+    return None
+
+
+def _only_buffer(entry: TensorEntry) -> BufferSpec:
+    if entry.layout.family != "dense":
+        raise UsageError("UQFF stores a packed weight as `<key>.weight`", tensor=entry.name)
+    (spec,) = entry.layout.buffers(entry.shape).values()
+    return spec
