@@ -40,6 +40,7 @@ _HOME = {
     "Detection": "format",
     "Format": "format",
     "TensorEntry": "format",
+    "WeightSource": "format",
     "hookimpl": "hookspecs",
     "inspect": "inspection",
     "quantize": "isq",
@@ -74,6 +75,7 @@ _HOME = {
     "Quantizer": "quantizer",
     "canonical_name": "quantizer",
     "Decision": "resolve",
+    "Exported": "runtime",
     "Runtime": "runtime",
     "MappedFile": "source",
     "Source": "source",
@@ -96,6 +98,7 @@ __all__ = [
     "DeviceInfo",
     "DeviceProbe",
     "DuplicateTensor",
+    "Exported",
     "Format",
     "FormatError",
     "GroupedAffine",
@@ -129,6 +132,7 @@ __all__ = [
     "UqffCodec",
     "UsageError",
     "ValueDomainError",
+    "WeightSource",
     "canonical_name",
     "current_policy",
     "dtype_name",
@@ -175,7 +179,7 @@ if TYPE_CHECKING:
         nearest,
     )
     from quantry.explanation import explain
-    from quantry.format import Detection, Format, TensorEntry
+    from quantry.format import Detection, Format, TensorEntry, WeightSource
     from quantry.hookspecs import hookimpl
     from quantry.inspection import inspect
     from quantry.isq import quantize, quantize_model
@@ -191,7 +195,7 @@ if TYPE_CHECKING:
     from quantry.policy import Policy, current_policy, use
     from quantry.quantizer import Quantizer, canonical_name
     from quantry.resolve import Decision
-    from quantry.runtime import Runtime
+    from quantry.runtime import Exported, Runtime
     from quantry.source import MappedFile, Source
     from quantry.tensor import QuantizedTensor
     from quantry.uqff_write import save_uqff

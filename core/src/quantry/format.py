@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from quantry.layout import Layout, Shape
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from quantry.source import Source
     from quantry.tensor import QuantizedTensor
 
-__all__ = ["Detection", "Format", "TensorEntry"]
+__all__ = ["Detection", "Format", "TensorEntry", "WeightSource"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +50,22 @@ class TensorEntry:
         return self.layout.nbytes(self.shape)
 
 
+class WeightSource(Protocol):
+    """Named weights, read on demand: a Checkpoint, or what a runtime exports from one."""
+
+    def entries(self) -> Sequence[TensorEntry]:
+        """Every tensor's name, layout and shape."""
+
+    def load(self, name: str, rows: slice | None = None) -> QuantizedTensor:
+        """The tensor, or rows of its first dimension."""
+
+
 class Format(ABC):
     """One way in which weights lie on disk."""
 
     name: ClassVar[str]
+    own_names: ClassVar[bool] = False
+    """True where tensor names and row order are the format's own; `Runtime.export` gives the model's."""
 
     @abstractmethod
     def detect(self, source: Source) -> Detection | None:

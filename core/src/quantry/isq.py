@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from quantry.checkpoint import Checkpoint, open_checkpoint
 from quantry.dtypes import dtype_name
-from quantry.errors import QuantryError, ShapeError, UsageError
-from quantry.format import TensorEntry
-from quantry.isq_plan import Plan, Selection, WeightSource, choose, label_of, make_plan, resolve_quantizer
+from quantry.errors import PluginError, QuantryError, ShapeError, UsageError
+from quantry.format import TensorEntry, WeightSource
+from quantry.isq_plan import Plan, Selection, choose, label_of, make_plan, resolve_quantizer
 from quantry.isq_run import Progress, check_finite, importance_of, run_plan, write_residual
+from quantry.plugins import registry
 from quantry.quantizer import Quantizer
 from quantry.roles import Role, role_of
+from quantry.runtime import Exported
 from quantry.staging import StagedFolder
 from quantry.stream import StreamWriter
 from quantry.tensor import QuantizedTensor
@@ -133,9 +135,10 @@ def quantize_checkpoint(
 ) -> IsqResult:
     """Quantize a checkpoint to UQFF, tensor block by tensor block; memory does not grow with the model.
 
-    out: `x.uqff` (shards `x-0.uqff` …) for one type, else a folder (shards `<type>-0.uqff` …). selection:
-    which tensors. config, files: of the model; by default those beside a Hugging Face checkpoint. dry_run:
-    only plan. The output appears when it is whole; after any failure the folder is as it was.
+    out: `x.uqff` (shards `x-0.uqff` …) for one type, else a folder (shards `<type>-0.uqff` …). types "keep"
+    writes every weight in the type it has. selection: which tensors. config, files: of the model; by default
+    those beside a Hugging Face checkpoint, or what a runtime exports from a format with names of its own.
+    dry_run: only plan. The output appears when it is whole; after any failure the folder is as it was.
     """
     start = time.perf_counter()
     source: WeightSource = open_checkpoint(model) if isinstance(model, (str, Path)) else model
@@ -145,7 +148,12 @@ def quantize_checkpoint(
             raise UsageError(
                 "the output would lie among the source's files", file=folder, hint="Choose another folder."
             )
-        config, files = _beside(source, config, files)
+        if source.format.own_names:
+            exported = _exported(source)
+            config, files = config or exported.config, files or exported.files
+            source = exported.weights
+        else:
+            config, files = _beside(source, config, files)
     tied = bool((config or {}).get("tie_word_embeddings"))
     plans = {
         stem: make_plan(
@@ -175,14 +183,28 @@ def _planned_report(stem: str, plan: Plan) -> OutputReport:
     return OutputReport(plan.quant, shards, tuple(layer.report for layer in layers))
 
 
-def _place(out: Path, types: str | Sequence[str], device: str) -> tuple[Path, dict[str, Quantizer]]:
-    """The folder, and the quantizer of each stem."""
-    quantizers = [resolve_quantizer(name, device) for name in ([types] if isinstance(types, str) else types)]
+def _exported(ckpt: Checkpoint) -> Exported:
+    for runtime in registry().runtimes:
+        if runtime.why_not(ckpt) is None and (exported := runtime.export(ckpt)) is not None:
+            return exported
+    raise PluginError(
+        f"names its tensors in {ckpt.format.name}'s own way, and no installed runtime knows the model's",
+        file=ckpt.source.path,
+        hint="pip install quantry-transformers",
+    )
+
+
+def _place(out: Path, types: str | Sequence[str], device: str) -> tuple[Path, Mapping[str, Quantizer | None]]:
+    """The folder, and the quantizer of each stem; None keeps the weights as they are."""
+    folder, stem = output_place(out)
+    names = [types] if isinstance(types, str) else list(types)
+    if names == ["keep"]:
+        return folder, {stem if out.suffix == ".uqff" else label_of(None): None}
+    quantizers = [resolve_quantizer(name, device) for name in names]
     if not quantizers:
         raise UsageError("no ISQ type is named", hint="Name one: --isq q4k")
     if len({q.name for q in quantizers}) < len(quantizers):
         raise UsageError(f"a type is named twice: {', '.join(q.name for q in quantizers)}")
-    folder, stem = output_place(out)
     if out.suffix != ".uqff":
         return folder, {label_of(q): q for q in quantizers}
     if len(quantizers) > 1:

@@ -6,17 +6,16 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from quantry.errors import ShapeError, UsageError, nearest
-from quantry.format import TensorEntry
+from quantry.format import TensorEntry, WeightSource
 from quantry.layout import BufferSpec, Layout, Shape
 from quantry.layouts.dense import Dense
 from quantry.plugins import registry
 from quantry.quantizer import Quantizer, canonical_name
 from quantry.roles import Role, expert_slot, role_of
 from quantry.stream import file_bytes
-from quantry.tensor import QuantizedTensor
 from quantry.topology import Topology
 from quantry.uqff_output import (
     SHARD_BYTES,
@@ -34,7 +33,6 @@ __all__ = [
     "Plan",
     "PlannedTensor",
     "Selection",
-    "WeightSource",
     "choose",
     "label_of",
     "make_plan",
@@ -44,16 +42,6 @@ Organization = Literal["default", "moqe"]
 
 _DEFAULT_ROLES: tuple[Role, ...] = ("linear", "embedding", "head", "experts")
 _FLOATS = ("f32", "f16", "bf16")
-
-
-class WeightSource(Protocol):
-    """What ISQ reads: a Checkpoint, or any object of these two methods."""
-
-    def entries(self) -> Sequence[TensorEntry]:
-        """Every tensor's name, layout and shape."""
-
-    def load(self, name: str, rows: slice | None = None) -> QuantizedTensor:
-        """The tensor, or rows of its first dimension."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +137,7 @@ class Plan:
 
 def make_plan(
     source: WeightSource,
-    quantizer: Quantizer,
+    quantizer: Quantizer | None,
     selection: Selection | None = None,
     *,
     tied: bool = False,
@@ -158,16 +146,13 @@ def make_plan(
 ) -> Plan:
     """What becomes of every tensor of `source`.
 
-    tied: an output head beside an embedding is a copy of it and is left out. requantize: permit quantizing
-    weights that are packed already in another type, at a loss. Raises UsageError where that is needed and not
-    permitted, or where the selection takes nothing.
+    quantizer: None keeps every weight in the type it has. tied: an output head beside an embedding is a copy
+    of it and is left out. requantize: permit quantizing weights that are packed already in another type, at a
+    loss. Raises UsageError where that is needed and not permitted, or where the selection takes nothing.
     """
     selection = selection or Selection()
-    nominal = quantizer.layout_for((256, 256), "f32")
-    if all(codec.family != nominal.family for codec in registry().codecs):
-        raise UsageError(
-            f"UQFF has no tag for {quantizer.name} ({nominal})", hint="Choose a type that mistral.rs has."
-        )
+    if quantizer is not None:
+        _check_tag(quantizer)
     entries = {entry.name: entry for entry in source.entries()}
     left_out = _tied_heads(entries) if tied else {}
     groups = _grouped([entry for name, entry in entries.items() if name not in left_out])
@@ -187,7 +172,7 @@ def make_plan(
             tensor=refused[0],
             hint="Start from the original weights, or permit it: requantize=True, --requantize.",
         )
-    if not any(tensor.layer.report.default_target for tensor in tensors):
+    if quantizer is not None and not any(tensor.layer.report.default_target for tensor in tensors):
         raise UsageError(
             "nothing is selected: no tensor is of the kind that would be quantized", hint="See --include."
         )
@@ -227,8 +212,10 @@ def choose(
     return Choice(None, Dense(dtype), resolved, "; ".join(reasons))
 
 
-def label_of(quantizer: Quantizer) -> str:
-    """The type's name in UQFF file names and reports: mistral.rs writes "q4k" for q4_k."""
+def label_of(quantizer: Quantizer | None) -> str:
+    """The type's name in UQFF files and reports: mistral.rs writes "q4k" for q4_k; "mixed" where kept."""
+    if quantizer is None:
+        return "mixed"
     layout = quantizer.layout_for((256, 256), "f32")
     label = next((c.label(layout) for c in registry().codecs if c.family == layout.family), quantizer.name)
     same = canonical_name(label) == canonical_name(quantizer.name)
@@ -256,8 +243,16 @@ def resolve_quantizer(name: str, device: str = "cpu") -> Quantizer:
     return known[key]
 
 
+def _check_tag(quantizer: Quantizer) -> None:
+    nominal = quantizer.layout_for((256, 256), "f32")
+    if all(codec.family != nominal.family for codec in registry().codecs):
+        raise UsageError(
+            f"UQFF has no tag for {quantizer.name} ({nominal})", hint="Choose a type that mistral.rs has."
+        )
+
+
 def _choice(
-    name: str, shape: Shape, source: Layout, quantizer: Quantizer, selection: Selection
+    name: str, shape: Shape, source: Layout, quantizer: Quantizer | None, selection: Selection
 ) -> Choice | None:
     """None: the tensor goes to the residual file."""
     role = role_of(name, shape)
@@ -265,9 +260,10 @@ def _choice(
     if isinstance(source, Dense) and source.dtype not in _FLOATS:
         return None
     pin = selection.pin(name, role)
-    if pin is None and not selection.takes(name, role):
+    if pin is None and (quantizer is None or not selection.takes(name, role)):
         return Choice(None, source) if is_layer(name, source, shape) else None
-    asked = resolve_quantizer(pin) if pin is not None else quantizer
+    asked = quantizer if pin is None else resolve_quantizer(pin)
+    assert asked is not None  # without a pin there is a quantizer
     dtype = source.dtype if isinstance(source, Dense) else "f32"
     plain = pin is not None or selection.organization == "moqe"
     choice = choose(asked, role, shape, dtype, pinned=plain)
@@ -281,7 +277,7 @@ def _planned(
     shape: Shape,
     parts: Sequence[TensorEntry],
     choice: Choice,
-    quantizer: Quantizer,
+    quantizer: Quantizer | None,
     entries: Mapping[str, TensorEntry],
 ) -> PlannedTensor:
     key = name.removesuffix(".weight")

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from quantry.dtypes import ITEM_BYTES
 from quantry.errors import QuantryError, UsageError, ValueDomainError
-from quantry.isq_plan import Plan, PlannedTensor, WeightSource
+from quantry.format import WeightSource
+from quantry.isq_plan import Plan, PlannedTensor
 from quantry.layout import Shape
 from quantry.layouts.dense import Dense
 from quantry.quantizer import Quantizer

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+from quantry.format import WeightSource
 
 if TYPE_CHECKING:
     import torch
@@ -11,7 +14,15 @@ if TYPE_CHECKING:
     from quantry.checkpoint import Checkpoint
     from quantry.kernel import NumericsMode
 
-__all__ = ["Runtime"]
+__all__ = ["Exported", "Runtime"]
+
+
+class Exported(NamedTuple):
+    """A checkpoint under the model's own names: `config.json`, weights still packed, the files beside."""
+
+    config: Mapping[str, Any]
+    weights: WeightSource
+    files: Mapping[str, bytes]
 
 
 class Runtime(ABC):
@@ -40,3 +51,7 @@ class Runtime(ABC):
 
         isq: quantize dense weights to this type while loading. reference: permit the slow tile-wise kernels.
         """
+
+    def export(self, checkpoint: Checkpoint) -> Exported | None:
+        """A checkpoint whose names are its format's own, as the model names it; None where it cannot say."""
+        return None

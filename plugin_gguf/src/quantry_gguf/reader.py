@@ -58,6 +58,7 @@ class GgufFormat(Format):
     """
 
     name: ClassVar[str] = "gguf"
+    own_names: ClassVar[bool] = True
 
     def detect(self, source: Source) -> Detection | None:
         """A file that begins with GGUF, or a folder of one such model; all its headers are parsed."""
