@@ -239,7 +239,9 @@ def resolve_quantizer(name: str, device: str = "cpu") -> Quantizer:
             f"no installed ISQ type has width {name}", hint=f"Widths: {', '.join(widths) or 'none'}."
         )
     if key not in known:
-        raise UsageError(f"unknown ISQ type {name!r}", hint=nearest(key, [q.name for q in known.values()]))
+        raise UsageError(
+            f"unknown ISQ type {name!r}", hint=nearest(str(name), [q.name for q in known.values()])
+        )
     return known[key]
 
 

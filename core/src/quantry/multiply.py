@@ -10,7 +10,7 @@ from torch import Tensor
 from quantry import ops
 from quantry.dtypes import dtype_name
 from quantry.errors import ShapeError, UsageError
-from quantry.kernel import NumericsMode
+from quantry.kernel import NumericsMode, bucket_index
 from quantry.policy import current_policy, use
 from quantry.resolve import resolve
 from quantry.tensor import QuantizedTensor
@@ -42,13 +42,15 @@ def matmul(x: Tensor, qt: QuantizedTensor, numerics: NumericsMode | None = None)
 
 
 def _prepared(qt: QuantizedTensor, x: Tensor, pin: str) -> tuple[QuantizedTensor, str]:
-    key: Any = (pin, x.dtype)
+    rows = x.numel() // max(x.shape[-1], 1)
+    key: Any = (pin, x.dtype, bucket_index(rows))
     known: dict[Any, QuantizedTensor] | None = qt._prepared
     if known is None:
         known = {}
         object.__setattr__(qt, "_prepared", known)
     if key not in known:
-        decision = resolve(qt.layout, qt.shape, ("linear",), dtype_name(x.dtype), x.device, current_policy())
+        policy, name = current_policy(), dtype_name(x.dtype)
+        decision = resolve(qt.layout, qt.shape, ("linear",), name, x.device, policy, rows=rows)
         same = next((t for t in (qt, *known.values()) if t.layout == decision.storage), None)
         known[key] = same if same is not None else qt.convert(decision.storage)
     return known[key], pin

@@ -71,14 +71,14 @@ def _find(
 ) -> tuple[Kernel, Layout]:
     layout, policy = registry().layout(text), Policy.parse(pin)
     index = 0 if op == "embedding" else bucket_index(rows)
+    name = dtype_name(dtype)
     try:
-        decision = resolve(layout, shape, (op,), dtype_name(dtype), where, policy, keep_storage=True)
+        decision = resolve(layout, shape, (op,), name, where, policy, keep_storage=True, rows=rows)
     except NoKernelError:
-        # a module that was never prepared still holds the file's layout; a private packing has no other way
-        # out
+        # an unprepared module still holds the file's layout; a private packing has no other way out
         if not layout.storable:
             raise
-        decision = resolve(layout, shape, (op,), dtype_name(dtype), where, policy)
+        decision = resolve(layout, shape, (op,), name, where, policy, rows=rows)
     return decision.kernels[op, index], decision.storage
 
 

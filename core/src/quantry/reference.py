@@ -18,7 +18,8 @@ __all__ = ["ReferenceEmbedding", "ReferenceLinear", "ReferenceLinearDx"]
 
 TILE_BYTES = 4 << 20  # float32 bytes of one dequantized tile
 
-_EXACT = Numerics(accumulate="f32", activations="exact", deterministic=True)
+# torch splits sums by the number of threads, so bits depend on it
+_EXACT = Numerics(accumulate="f32", activations="exact", deterministic=False)
 
 
 class ReferenceLinear(Kernel):

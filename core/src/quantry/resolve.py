@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from quantry.convert import reachable
 from quantry.errors import NoKernelError
 from quantry.hints import what_to_install
-from quantry.kernel import BUCKETS, Kernel, Numerics, Op, Problem
+from quantry.kernel import BUCKETS, Kernel, Numerics, Op, Problem, bucket_index
 from quantry.layout import Layout, Shape
 from quantry.plugins import registry
 from quantry.policy import Policy
@@ -65,61 +65,76 @@ def resolve(
     policy: Policy,
     *,
     keep_storage: bool = False,
+    rows: int | None = None,
     tensor: str | None = None,
     time_of: TimeOf | None = None,
 ) -> Decision:
     """Choose one storage for the weight and one kernel per op and row bucket.
 
+    rows: only the bucket of this row count, where one call is all there is.
     Storages are the weight's own layout and, unless `keep_storage`, what exact conversions reach. Order is
     total: measured time, else priority, then kernels of the layout's own plugin, then the name.
     Raises NoKernelError, carrying every candidate, when an op has no kernel in any one storage.
     """
     info = registry().device(device)
     storages = [layout] if keep_storage else list(reachable(layout, shape))
+    wanted = [
+        (op, i)
+        for op in ops
+        for i in range(len(_buckets_of(op)))
+        if rows is None or op == "embedding" or i == bucket_index(rows)
+    ]
     candidates: list[Candidate] = []
-    best: tuple[tuple[float, bool, str], Layout, dict[tuple[str, int], Kernel]] | None = None
+    trials: list[tuple[tuple[float, bool, str], Layout, dict[tuple[str, int], Kernel]]] = []
     for storage in storages:
         grown = _growth(layout, storage, shape, policy)
         chosen: dict[tuple[str, int], Kernel] = {}
         score = 0.0
-        complete = True
-        for op in ops:
-            for i, rows in enumerate(_buckets_of(op)):
-                problem = Problem(op, storage, shape, rows, dtype, info, policy.numerics)
-                able = []
-                for kernel in registry().kernels:
-                    if kernel.op != op or kernel.family not in (storage.family, "*"):
-                        continue
-                    reason = grown or _why_not(kernel, problem, policy)
-                    time_us = time_of(kernel, problem) if time_of and reason is None else None
-                    candidates.append(
-                        Candidate(
-                            kernel.name,
-                            op,
-                            str(storage),
-                            rows,
-                            reason is None,
-                            False,
-                            reason,
-                            kernel.priority,
-                            time_us,
-                        )
-                    )
-                    if reason is None:
-                        able.append((_rank(kernel, storage, time_us), kernel))
-                if able:
-                    rank, kernel = min(able, key=lambda pair: pair[0])
-                    chosen[op, i] = kernel
-                    score += _WEIGHTS[i] * rank[1]
-                else:
-                    complete = False
-        key = (score, storage != layout, str(storage))
-        if complete and (best is None or key < best[0]):
-            best = (key, storage, chosen)
-    if best is None:
+        for op, i in wanted:
+            problem = Problem(op, storage, shape, _buckets_of(op)[i], dtype, info, policy.numerics)
+            found, best = _rate(problem, policy, grown, time_of)
+            candidates += found
+            if best is not None:
+                score += _WEIGHTS[i] * best[0]
+                chosen[op, i] = best[1]
+        if len(chosen) == len(wanted):
+            trials.append(((score, storage != layout, str(storage)), storage, chosen))
+    if not trials:
         raise _no_kernel(layout, shape, ops, dtype, str(info), policy, candidates, tensor)
-    _, storage, kernels = best
+    _, storage, kernels = min(trials, key=lambda trial: trial[0])
     return Decision(layout, shape, storage, kernels, tuple(_marked(c, storage, kernels) for c in candidates))
+
+
+def _rate(
+    problem: Problem, policy: Policy, grown: str | None, time_of: TimeOf | None
+) -> tuple[list[Candidate], tuple[float, Kernel] | None]:
+    """Every kernel of the problem's op and family, and (cost, kernel) of the best that can run it."""
+    candidates: list[Candidate] = []
+    able: list[tuple[tuple[bool, float, bool, str], Kernel]] = []
+    for kernel in registry().kernels:
+        if kernel.op != problem.op or kernel.family not in (problem.layout.family, "*"):
+            continue
+        reason = grown or _why_not(kernel, problem, policy)
+        time_us = time_of(kernel, problem) if time_of and reason is None else None
+        candidates.append(
+            Candidate(
+                kernel=kernel.name,
+                op=problem.op,
+                storage=str(problem.layout),
+                rows=problem.rows,
+                ok=reason is None,
+                chosen=False,
+                reason=reason,
+                priority=kernel.priority,
+                time_us=time_us,
+            )
+        )
+        if reason is None:
+            able.append((_rank(kernel, problem.layout, time_us), kernel))
+    if not able:
+        return candidates, None
+    rank, best = min(able, key=lambda pair: pair[0])
+    return candidates, (rank[1], best)
 
 
 def _buckets_of(op: str) -> tuple[int, ...]:

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["DenseEmbedding", "DenseLinear", "DenseLinearDx", "ExpertsLoop"]
 
-_EXACT = Numerics(accumulate="f32", activations="exact", deterministic=True)
+# torch splits sums by the number of threads, so bits depend on it
+_EXACT = Numerics(accumulate="f32", activations="exact", deterministic=False)
 
 
 class DenseLinear(Kernel):

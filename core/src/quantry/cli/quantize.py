@@ -1,0 +1,80 @@
+"""`quantry quantize`: a dense checkpoint to UQFF, streamed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from quantry.cli.show import json_option, print_json, progress
+from quantry.cli.tables import print_isq
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from quantry.isq_plan import Organization
+
+__all__ = ["command"]
+
+_EXAMPLES = """\b
+Examples:
+  quantry quantize ./hf-folder --isq q4k -o out.uqff
+  quantry quantize ./hf-folder --isq q4k,q8_0 -o folder
+  quantry quantize ./hf-folder --isq 4 -o out.uqff --dry-run
+"""
+
+
+@click.command("quantize", short_help="A dense checkpoint to UQFF, streamed.", epilog=_EXAMPLES)
+@click.argument("model")
+@click.argument("more", nargs=-1, metavar="")
+@click.option("-o", "--out", required=True, help="x.uqff for one type, a folder for several.")
+@click.option(
+    "--isq",
+    required=True,
+    multiple=True,
+    help="ISQ types (q4k, q8_0, …) or widths (4), several by commas; keep: as they are.",
+)
+@click.option("--imatrix", help="Importance per column: a safetensors file of one vector per weight.")
+@click.option("--topology", help="YAML of layers and patterns that get a type of their own.")
+@click.option("--organization", type=click.Choice(["default", "moqe"]), default="default", show_default=True)
+@click.option("--include", multiple=True, help="Only tensors that this regular expression matches.")
+@click.option("--exclude", multiple=True, help="No tensor that this regular expression matches.")
+@click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    help="Workers; one per core by default. The bytes do not depend on it.",
+)
+@click.option("--device", default="cpu", show_default=True, help="Where a width such as 4 is to run later.")
+@click.option(
+    "--requantize", is_flag=True, help="Take weights that are packed already, losing precision twice."
+)
+@click.option("--dry-run", is_flag=True, help="Plan only: exact sizes and what falls back, nothing written.")
+@json_option
+def command(
+    model: str, more: tuple[str, ...], out: str, isq: tuple[str, ...], imatrix: str | None,
+    topology: str | None, organization: Organization, include: tuple[str, ...], exclude: tuple[str, ...],
+    jobs: int | None, device: str, requantize: bool, dry_run: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Quantize MODEL to UQFF, tensor block by tensor block: memory does not grow with the model."""
+    from quantry.isq import quantize_checkpoint
+    from quantry.isq_plan import Selection
+
+    types = [name for text in (*isq, *more) for name in text.split(",") if name]
+    selection = Selection.of(include, exclude, organization, topology)
+    importance = None if imatrix is None else _importance(imatrix)
+    with progress("quantize") as tick:
+        done = quantize_checkpoint(
+            model, out, types, importance=importance, selection=selection, jobs=jobs, device=device,
+            requantize=requantize, dry_run=dry_run, progress=tick,
+        )  # fmt: skip
+    if as_json:
+        print_json(done.as_json())
+    else:
+        print_isq(done, dry_run)
+
+
+def _importance(path: str) -> dict[str, Tensor]:
+    import quantry
+
+    ckpt = quantry.open(path)
+    return {name: ckpt[name].dequantize() for name in ckpt.names()}

@@ -1,0 +1,37 @@
+"""The conformance kit: a suite per kind of object a plugin gives. Subclass one, name the object."""
+
+from __future__ import annotations
+
+from quantry.testing.codecs import UqffCodecSuite
+from quantry.testing.conversions import ConversionSuite
+from quantry.testing.fake_device import FakeProbe, fake_device
+from quantry.testing.formats import FormatSuite
+from quantry.testing.hostile import mutated, mutations
+from quantry.testing.installed import installed
+from quantry.testing.kernels import KernelSuite
+from quantry.testing.layouts import LayoutCase, LayoutSuite
+from quantry.testing.plugin import PluginSuite, check_plugin
+from quantry.testing.quantizers import QuantizerSuite
+from quantry.testing.suite import Outcome, outcomes
+from quantry.testing.weights import known_layouts, random_weight
+
+__all__ = [
+    "ConversionSuite",
+    "FakeProbe",
+    "FormatSuite",
+    "KernelSuite",
+    "LayoutCase",
+    "LayoutSuite",
+    "Outcome",
+    "PluginSuite",
+    "QuantizerSuite",
+    "UqffCodecSuite",
+    "check_plugin",
+    "fake_device",
+    "installed",
+    "known_layouts",
+    "mutated",
+    "mutations",
+    "outcomes",
+    "random_weight",
+]
