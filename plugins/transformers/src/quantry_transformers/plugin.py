@@ -1,0 +1,29 @@
+"""A runtime and the command `quantry run`. Imports neither torch nor transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from quantry import hookimpl
+
+if TYPE_CHECKING:
+    import click
+
+    from quantry import Runtime
+
+
+@hookimpl
+def quantry_runtimes() -> Iterable[Runtime]:
+    """The transformers runtime."""
+    from quantry_transformers.runtime import TransformersRuntime
+
+    return [TransformersRuntime()]
+
+
+@hookimpl
+def quantry_commands(cli: click.Group) -> None:
+    """`quantry run`."""
+    from quantry_transformers.command import run
+
+    cli.add_command(run)

@@ -1,0 +1,150 @@
+"""A checkpoint's tensors under transformers' names and in its row order, still packed, read on demand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from quantry import FormatError, HeaderError, QuantizedTensor, ShapeError, TensorEntry
+from quantry_transformers import names
+from quantry_transformers.architectures import Architecture, architecture
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+    from quantry import Checkpoint
+
+__all__ = ["HfWeights", "folder_weights", "gguf_weights", "unpermute_rows"]
+
+_ROPE_LAYOUT = "_mistralrs_qk_rope_layout"  # private key of UQFF folders that mistral.rs made from a GGUF
+
+
+class HfWeights(Mapping[str, QuantizedTensor]):
+    """transformers parameter name → packed weight. `entry(name)` knows layout and shape without reading."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        stored: Mapping[str, str],
+        transform: Callable[[str, QuantizedTensor], QuantizedTensor] | None = None,
+    ) -> None:
+        self.checkpoint = checkpoint
+        self._stored = dict(stored)
+        self._transform = transform
+
+    def __getitem__(self, name: str) -> QuantizedTensor:
+        return self.load(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._stored)
+
+    def __len__(self) -> int:
+        return len(self._stored)
+
+    def stored_name(self, name: str) -> str:
+        """The tensor's name in the file."""
+        return self._stored[name]
+
+    def entry(self, name: str) -> TensorEntry:
+        """Layout and shape from headers alone."""
+        found = self.checkpoint.entry(self._stored[name])
+        return TensorEntry(name, found.layout, found.shape, found.ops)
+
+    def entries(self) -> list[TensorEntry]:
+        """Of every weight, in file order."""
+        return [self.entry(name) for name in self._stored]
+
+    def load(self, name: str, rows: slice | None = None) -> QuantizedTensor:
+        """The weight, or rows of its first dimension; rows of one that is changed are cut from the whole."""
+        if self._transform is None:
+            return self.checkpoint.load(self._stored[name], rows)
+        whole = self._transform(name, self.checkpoint[self._stored[name]])
+        if rows is None:
+            return whole
+        start, stop, _ = rows.indices(whole.shape[0])
+        return whole.narrow(0, start, stop - start)
+
+
+def gguf_weights(checkpoint: Checkpoint, config: Mapping[str, Any]) -> HfWeights:
+    """The weights of a GGUF file as transformers' modules want them; no quantized weight is dequantized.
+
+    config: as `hf_config` makes it. Raises FormatError naming the first tensor the architecture lacks.
+    """
+    arch = architecture(checkpoint.architecture)
+    stored: dict[str, str] = {}
+    for name in checkpoint.names():
+        if name in names.CONFIG_TENSORS:
+            continue
+        hf = names.to_hf(name, arch)
+        if hf is None:
+            raise FormatError(
+                f"architecture {arch.gguf!r} has no such tensor", file=checkpoint.source.path, tensor=name
+            )
+        stored[hf] = name
+    return HfWeights(checkpoint, stored, _gguf_transform(arch, config))
+
+
+def folder_weights(checkpoint: Checkpoint, config: PreTrainedConfig) -> HfWeights:
+    """The weights of a folder with transformers' names: UQFF, safetensors, or what a method plugin reads.
+
+    Raises HeaderError for a rotary layout of q and k that is unknown.
+    """
+    rope_layout = checkpoint.config.get(_ROPE_LAYOUT, "half_split")
+    if rope_layout not in ("half_split", "adjacent"):
+        raise HeaderError(
+            f"unknown {_ROPE_LAYOUT} {rope_layout!r}", file=checkpoint.source.root / "config.json"
+        )
+    stored = {name: name for name in checkpoint.names()}
+    if rope_layout == "half_split":
+        return HfWeights(checkpoint, stored)
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    return HfWeights(checkpoint, stored, lambda name, qt: _half_split(name, qt, heads, kv_heads))
+
+
+def unpermute_rows(qt: QuantizedTensor, heads: int) -> QuantizedTensor:
+    """Rows of q or k moved from interleaved to half-split rotary order, packed as they are.
+
+    File row h·D + 2i + b holds row h·D + b·D/2 + i, D = rows per head (spec/gguf.md §8).
+    Raises ShapeError where rows cannot be moved alone.
+    """
+    import torch
+
+    rows = qt.shape[0]
+    if rows % (2 * heads):
+        raise ShapeError(f"{rows} rows are not {heads} heads of an even size")
+    order = torch.arange(rows).view(heads, rows // heads // 2, 2).transpose(1, 2).reshape(-1)
+    wider = qt.layout.buffers((2 * rows, *qt.shape[1:]))
+    buffers = {}
+    for name, buffer in qt.buffers.items():
+        if wider[name].shape == (2 * rows, *buffer.shape[1:]):
+            buffers[name] = buffer.index_select(0, order.to(buffer.device))
+        elif wider[name].shape == tuple(buffer.shape):
+            buffers[name] = buffer  # one value for all rows
+        else:
+            raise ShapeError(f"{qt.layout} shares buffer {name!r} between rows: they cannot be moved")
+    return QuantizedTensor(qt.layout, qt.shape, buffers)
+
+
+def _gguf_transform(
+    arch: Architecture, config: Mapping[str, Any]
+) -> Callable[[str, QuantizedTensor], QuantizedTensor]:
+    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
+
+    def transform(name: str, qt: QuantizedTensor) -> QuantizedTensor:
+        if arch.interleaved_rope:
+            qt = _half_split(name, qt, heads, kv_heads)
+        if arch.norm_offset and name.endswith("norm.weight") and qt.layout.family == "dense":
+            stored = qt.buffers["weight"]
+            shifted = stored.float() - arch.norm_offset  # before any cast: w + 1 in bfloat16 has lost w
+            return QuantizedTensor(qt.layout, qt.shape, {"weight": shifted.to(stored.dtype)})
+        return qt
+
+    return transform
+
+
+def _half_split(name: str, qt: QuantizedTensor, heads: int, kv_heads: int) -> QuantizedTensor:
+    if ".self_attn.q_proj." in name:
+        return unpermute_rows(qt, heads)
+    if ".self_attn.k_proj." in name:
+        return unpermute_rows(qt, kv_heads)
+    return qt
