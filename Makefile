@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN    := .venv/bin
 UV     := $(BIN)/uv
-PURE   := core plugins/kernels plugins/transformers
+PURE   := core plugins/kernels plugins/transformers plugins/template
 NATIVE := plugin_gguf
 JOBS   ?= $(shell nproc)
 COMMA  := ,

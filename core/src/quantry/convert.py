@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar
 
+from quantry.dtypes import torch_dtype
 from quantry.errors import ShapeError
 from quantry.layout import Layout, Shape
 
@@ -12,6 +14,8 @@ if TYPE_CHECKING:
     from quantry.tensor import QuantizedTensor
 
 __all__ = ["Conversion", "convert", "reachable"]
+
+RUN_BYTES = 8 << 20  # source bytes that `convert(…, release=True)` rewrites at a time
 
 
 class Conversion(ABC):
@@ -54,18 +58,57 @@ def reachable(layout: Layout, shape: Shape) -> dict[Layout, tuple[Conversion, ..
     return ways
 
 
-def convert(qt: QuantizedTensor, target: Layout | str) -> QuantizedTensor:
-    """`qt` in the layout `target`, by the shortest exact way. Raises ShapeError when there is none."""
+def convert(qt: QuantizedTensor, target: Layout | str, *, release: bool = False) -> QuantizedTensor:
+    """`qt` in the layout `target`, by the shortest exact way. Raises ShapeError when there is none.
+
+    release: work through a large matrix in runs of rows and give the mapped pages of each run back, so that
+    source and result are never in memory together. `qt` stays readable: touched pages are read again.
+    """
     from quantry.plugins import registry
+    from quantry.source import release_pages
 
     goal = registry().layout(target) if isinstance(target, str) else target
     ways = reachable(qt.layout, qt.shape)
     if goal not in ways:
         known = ", ".join(str(layout) for layout in ways if layout != qt.layout) or "none"
         raise ShapeError(f"no exact conversion from {qt.layout} to {goal}; reachable: {known}")
-    here = qt.layout
     for edge in ways[goal]:
-        step = edge.target_for(here, qt.shape)
+        step = edge.target_for(qt.layout, qt.shape)
         assert step is not None  # reachable() just built this way
-        qt, here = edge.convert(qt, step), step
+        rows = _run_of_rows(qt, step) if release else None
+        made = edge.convert(qt, step) if rows is None else _by_rows(edge, qt, step, rows)
+        if release:
+            for buffer in qt.buffers.values():
+                release_pages(buffer)
+        qt = made
     return qt
+
+
+def _run_of_rows(qt: QuantizedTensor, target: Layout) -> int | None:
+    """Rows to convert at a time; None where the matrix is small or one of the layouts has no rows to cut."""
+    steps = (qt.layout.step(-2), target.step(-2))
+    if len(qt.shape) != 2 or qt.nbytes <= RUN_BYTES or None in steps:
+        return None
+    step = math.lcm(*(s for s in steps if s is not None))
+    return max(RUN_BYTES * qt.shape[0] // qt.nbytes // step, 1) * step
+
+
+def _by_rows(edge: Conversion, qt: QuantizedTensor, target: Layout, rows: int) -> QuantizedTensor:
+    import torch
+
+    from quantry.source import release_pages
+    from quantry.tensor import QuantizedTensor
+
+    made = {
+        name: torch.empty(spec.shape, dtype=torch_dtype(spec.dtype), device=qt.device)
+        for name, spec in target.buffers(qt.shape).items()
+    }
+    for start in range(0, qt.shape[0], rows):
+        length = min(rows, qt.shape[0] - start)
+        part = qt.narrow(-2, start, length)
+        place = target.narrow(made, qt.shape, -2, start, length)
+        for name, buffer in edge.convert(part, target).buffers.items():
+            place[name].copy_(buffer)
+        for buffer in part.buffers.values():
+            release_pages(buffer)
+    return QuantizedTensor(target, qt.shape, made)

@@ -6,6 +6,7 @@ import json
 import math
 import mmap
 import re
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +17,26 @@ from quantry.layout import BufferSpec
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["MappedFile", "Source"]
+__all__ = ["MappedFile", "Source", "release_pages"]
 
 MAX_JSON_BYTES = 256 << 20  # a tokenizer.json of 262,144 tokens has 33 MB; nothing honest is larger than this
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(/[^/].*)?\Z")
 _HUB_PATTERNS = ["*.safetensors", "*.uqff", "*.json", "*.jinja", "*.model", "*.txt"]
+
+
+_mapped: weakref.WeakSet[MappedFile] = weakref.WeakSet()
+
+
+def release_pages(tensor: Tensor) -> None:
+    """Give the memory of a tensor that lies in a mapped file back to the system; others are left alone.
+
+    The bytes are read again when touched, so nothing is lost but what was written into the private mapping.
+    """
+    start, end = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
+    for file in _mapped:
+        if file.base is not None and file.base <= start and end <= file.base + file.size:
+            file.drop(start - file.base, end - start)
+            return
 
 
 class MappedFile:
@@ -28,6 +44,7 @@ class MappedFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.base: int | None = None  # address of the mapping, known once a tensor lies in it
         try:
             self.size = path.stat().st_size
             with path.open("rb") as f:
@@ -59,7 +76,10 @@ class MappedFile:
         if offset % ITEM_BYTES[spec.dtype]:
             raw = torch.frombuffer(self._map, dtype=torch.uint8, count=spec.nbytes, offset=offset)
             return raw.clone().view(dtype).view(spec.shape)
-        return torch.frombuffer(self._map, dtype=dtype, count=count, offset=offset).view(spec.shape)
+        flat = torch.frombuffer(self._map, dtype=dtype, count=count, offset=offset)
+        self.base = flat.data_ptr() - offset
+        _mapped.add(self)
+        return flat.view(spec.shape)
 
     def drop(self, offset: int, length: int) -> None:
         """Give the pages of a range back to the system; they are read again when touched."""

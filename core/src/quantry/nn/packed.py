@@ -10,6 +10,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
+from quantry.convert import convert
 from quantry.dtypes import dtype_name, torch_dtype
 from quantry.errors import FormatError, ShapeError, UsageError
 from quantry.kernel import Kernel, NumericsMode, Op
@@ -110,9 +111,14 @@ class PackedModule(nn.Module):
         name = dtype_name(self.compute_dtype)
         decision = resolve(own, self.shape, self.needs, name, self.device, policy, tensor=tensor)
         if decision.storage != self.layout:
-            self._install(self.storable().convert(decision.storage))
+            self._install(convert(self.storable(), decision.storage, release=True))
         self._policy = str(policy)
         self._plan = {op: decision.plan(op) for op in self.needs}
+
+    @property
+    def kernels(self) -> Mapping[Op, tuple[Kernel, ...]]:
+        """The kernel of each op and row bucket; empty before `prepare` or the first call."""
+        return self._plan or {}
 
     def _install(self, qt: QuantizedTensor) -> None:
         for name in self._names:

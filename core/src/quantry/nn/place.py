@@ -10,6 +10,7 @@ from torch import nn
 from quantry.errors import UsageError, nearest
 from quantry.kernel import NumericsMode
 from quantry.nn.packed import PackedModule
+from quantry.source import release_pages
 
 __all__ = ["prepare", "swap"]
 
@@ -36,9 +37,14 @@ def prepare(
 ) -> nn.Module:
     """Resolve and repack every packed module of `model`, one tensor at a time; every loader calls this last.
 
-    done(name, module) is told after each one, so that a loader can let go of the pages it came from.
+    done(name, module) is told after each one. Memory: weights that lie in a mapped file leave it as they are
+    repacked, so that the model is never in memory twice.
     Raises NoKernelError naming the first tensor that nothing can run.
     """
+    for module in model.modules():
+        if isinstance(module, PackedModule):
+            for buffer in module.buffers():
+                release_pages(buffer)  # what checks and row moves have touched so far
     for name, module in model.named_modules():
         if isinstance(module, PackedModule):
             module.prepare(dtype, numerics, reference, tensor=f"{name}.weight" if name else "weight")

@@ -54,7 +54,6 @@ class TransformersRuntime(Runtime):
         from quantry import prepare, registry, use
         from quantry_transformers.build import build_model
         from quantry_transformers.generation import generation_config
-        from quantry_transformers.pages import SourcePages
         from quantry_transformers.placing import Placing
         from quantry_transformers.tokenizer import load_tokenizer
 
@@ -67,7 +66,7 @@ class TransformersRuntime(Runtime):
         with use(numerics=numerics, reference="allow" if reference else "deny"):
             model = build_model(config, weights, Placing(dtype, device, isq), trust_remote_code)
             model.generation_config = generation_config(checkpoint, config, tokenizer)
-            prepare(model, dtype, numerics, reference, done=SourcePages(checkpoint.source, model).release)
+            prepare(model, dtype, numerics, reference)
         return model, tokenizer
 
     def export(self, checkpoint: Checkpoint) -> Exported | None:
