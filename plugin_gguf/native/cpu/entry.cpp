@@ -1,0 +1,254 @@
+// The C ABI of the GGUF plugin: flat arguments, no state, no allocation; every function returns a QuantryStatus.
+//
+// target: QuantryTarget (quantry/dispatch.h). type: ggml's number. dtype: QuantryDtype of activations and results.
+// Weights are [rows, columns] = [N, K]; planes as in quantry/panel.h and quantry/ggml/formats.h, `plane_bytes` their sum.
+// threads: the most to use; small work and calls from inside an OpenMP region run on one.
+#include <omp.h>
+#include <quantry/dispatch.h>
+
+#include "ops.h"
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+QUANTRY_DECLARE_TABLES(GgufOps, quantry_gguf_ops)
+
+namespace {
+
+struct TypeSizes {
+  int type, block, block_bytes, codes, high, meta;   // codes, high: bytes of 16 rows × 32 columns; meta: × one block
+};
+// Repeats the constants of quantry/ggml/formats.h, which only per-target code may include; a test compares both.
+const TypeSizes kTypes[] = {
+    {2, 32, 18, 256, 0, 32},    {3, 32, 20, 256, 0, 64},    {6, 32, 22, 256, 64, 32},    {7, 32, 24, 256, 64, 64},
+    {8, 32, 34, 512, 0, 32},    {12, 256, 144, 256, 0, 256}, {13, 256, 176, 256, 64, 256}, {14, 256, 210, 256, 128, 288},
+};
+
+const TypeSizes* sizes_of(int type) {
+  for (const TypeSizes& t : kTypes)
+    if (t.type == type) return &t;
+  return nullptr;
+}
+
+const int64_t kMostElements = int64_t(1) << 40;   // keeps every product below 2^63
+
+bool sane(int64_t a, int64_t b) { return a >= 0 && b >= 0 && (b == 0 || a <= kMostElements / b); }
+
+int64_t panels_of(int64_t rows) { return rows / 16 + (rows % 16 != 0); }
+
+int64_t plane_bytes_of(const TypeSizes& t, int64_t rows, int64_t columns) {
+  return panels_of(rows) * (columns / 32 * (t.codes + t.high) + columns / t.block * t.meta);
+}
+
+// Type, shape and planes of a weight agree.
+int check_weight(const TypeSizes* t, int64_t rows, int64_t columns, const void* codes, const void* high, const void* meta,
+                 int64_t plane_bytes) {
+  if (!t) return QUANTRY_BAD_TYPE;
+  if (!sane(rows, columns) || columns % t->block) return QUANTRY_BAD_SHAPE;
+  if (plane_bytes != plane_bytes_of(*t, rows, columns)) return QUANTRY_BAD_BUFFER;
+  if (plane_bytes && (!codes || !meta || (t->high && !high))) return QUANTRY_BAD_BUFFER;
+  return QUANTRY_OK;
+}
+
+int check_activations(int dtype, int64_t m, int64_t columns, int64_t stride, const void* x, const void* y) {
+  if (dtype < QUANTRY_F32 || dtype > QUANTRY_BF16) return QUANTRY_BAD_TYPE;
+  if (!sane(m, columns) || !sane(m, stride) || (m > 1 && stride < columns)) return QUANTRY_BAD_SHAPE;
+  if (m && columns && (!x || !y)) return QUANTRY_BAD_BUFFER;
+  return QUANTRY_OK;
+}
+
+int allowed(int threads) { return threads < 1 || omp_in_parallel() ? 1 : threads; }
+
+// `need` bytes from the first 64-byte boundary of scratch on; null when they do not fit.
+void* aligned(void* scratch, int64_t bytes, int64_t need) {
+  uintptr_t at = (reinterpret_cast<uintptr_t>(scratch) + 63) & ~uintptr_t(63);
+  int64_t lost = static_cast<int64_t>(at - reinterpret_cast<uintptr_t>(scratch));
+  return scratch && bytes - lost >= need ? reinterpret_cast<void*>(at) : nullptr;
+}
+
+const int64_t kAlignment = 64;
+
+// Huge pages save a tenth of a large matrix' time; advice only, so failure means nothing.
+void advise_huge(void* p, int64_t bytes) {
+#if defined(__linux__)
+  uintptr_t first = (reinterpret_cast<uintptr_t>(p) + 4095) & ~uintptr_t(4095);
+  uintptr_t last = (reinterpret_cast<uintptr_t>(p) + static_cast<uintptr_t>(bytes)) & ~uintptr_t(4095);
+  if (bytes >= (int64_t(4) << 20) && last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#else
+  (void)p, (void)bytes;
+#endif
+}
+
+int check_repack(const TypeSizes* t, int64_t batch, int64_t rows, int64_t columns, const void* blocks, int64_t block_bytes,
+                 const void* codes, const void* high, const void* meta, int64_t plane_bytes) {
+  if (!t) return QUANTRY_BAD_TYPE;
+  if (!sane(rows, columns) || columns % t->block || !sane(batch, panels_of(rows) * 16) ||
+      !sane(batch * panels_of(rows) * 16, columns))
+    return QUANTRY_BAD_SHAPE;
+  if (block_bytes != batch * rows * (columns / t->block) * t->block_bytes || (block_bytes && !blocks))
+    return QUANTRY_BAD_BUFFER;
+  if (batch == 0) return plane_bytes ? QUANTRY_BAD_BUFFER : QUANTRY_OK;
+  if (plane_bytes % batch) return QUANTRY_BAD_BUFFER;
+  return check_weight(t, rows, columns, codes, high, meta, plane_bytes / batch);
+}
+
+}  // namespace
+
+#define FIND_OPS(target)                                                \
+  const GgufOps* ops = QUANTRY_TABLE_FOR(quantry_gguf_ops, target);     \
+  if (!ops) return QUANTRY_BAD_TARGET
+#define RETURN_IF_BAD(status)           \
+  if (int bad = (status)) return bad
+
+extern "C" {
+
+// 1 if this machine can run `target`, else 0.
+QUANTRY_EXPORT int quantry_gguf_target_runs(int target) { return QUANTRY_TABLE_FOR(quantry_gguf_ops, target) != nullptr; }
+
+// Where this library's OpenMP runtime lies: the loader compares it with torch's.
+QUANTRY_EXPORT const void* quantry_gguf_openmp_address(void) {
+  return reinterpret_cast<const void*>(&omp_get_max_threads);
+}
+
+// out[5] = block, block bytes, code bytes and high bytes of 16 rows × 32 columns, meta bytes of 16 rows × a block.
+QUANTRY_EXPORT int quantry_gguf_type_sizes(int type, int* out) {
+  const TypeSizes* t = sizes_of(type);
+  if (!t) return QUANTRY_BAD_TYPE;
+  out[0] = t->block, out[1] = t->block_bytes, out[2] = t->codes, out[3] = t->high, out[4] = t->meta;
+  return QUANTRY_OK;
+}
+
+// blocks [batch, rows, columns / block × block bytes] in file order → planes [batch, panels, …]. Moves bits only.
+QUANTRY_EXPORT int quantry_gguf_pack(int target, int type, int64_t batch, int64_t rows, int64_t columns,
+                                     const void* blocks, int64_t block_bytes, void* codes, void* high, void* meta,
+                                     int64_t plane_bytes, int threads) {
+  FIND_OPS(target);
+  const TypeSizes* t = sizes_of(type);
+  RETURN_IF_BAD(check_repack(t, batch, rows, columns, blocks, block_bytes, codes, high, meta, plane_bytes));
+  if (block_bytes == 0) return QUANTRY_OK;
+  advise_huge(codes, batch * panels_of(rows) * (columns / 32) * t->codes);
+  ops->pack(type, batch, rows, columns, blocks, codes, high, meta, allowed(threads));
+  return QUANTRY_OK;
+}
+
+// The inverse; rows that only pad the last panel are dropped.
+QUANTRY_EXPORT int quantry_gguf_unpack(int target, int type, int64_t batch, int64_t rows, int64_t columns, void* blocks,
+                                       int64_t block_bytes, const void* codes, const void* high, const void* meta,
+                                       int64_t plane_bytes, int threads) {
+  FIND_OPS(target);
+  RETURN_IF_BAD(
+      check_repack(sizes_of(type), batch, rows, columns, blocks, block_bytes, codes, high, meta, plane_bytes));
+  if (block_bytes == 0) return QUANTRY_OK;
+  ops->unpack(type, batch, rows, columns, blocks, codes, high, meta, allowed(threads));
+  return QUANTRY_OK;
+}
+
+// *bytes = scratch that quantry_gguf_linear needs.
+QUANTRY_EXPORT int quantry_gguf_linear_scratch(int target, int type, int exact, int64_t m, int64_t columns, int threads,
+                                               int64_t* bytes) {
+  FIND_OPS(target);
+  if (!sizes_of(type)) return QUANTRY_BAD_TYPE;
+  if (!sane(m, columns)) return QUANTRY_BAD_SHAPE;
+  int64_t need = ops->linear_scratch(type, exact, m, columns, allowed(threads));
+  *bytes = need ? need + kAlignment : 0;
+  return QUANTRY_OK;
+}
+
+// y[m, rows] = x[m, columns] · Wᵀ + bias. x: row stride in elements, columns contiguous; y: contiguous. bias f32 or null.
+// exact 1: x is used as given, f32 accumulation. exact 0: ggml's int8 activations (per 32, K types per 256).
+QUANTRY_EXPORT int quantry_gguf_linear(int target, int type, int exact, int dtype, int64_t m, int64_t rows,
+                                       int64_t columns, const void* x, int64_t stride, const void* codes,
+                                       const void* high, const void* meta, int64_t plane_bytes, const float* bias,
+                                       void* y, int threads, void* scratch, int64_t scratch_bytes) {
+  FIND_OPS(target);
+  RETURN_IF_BAD(check_weight(sizes_of(type), rows, columns, codes, high, meta, plane_bytes));
+  RETURN_IF_BAD(check_activations(dtype, m, columns, stride, x, y));
+  if (!sane(m, rows)) return QUANTRY_BAD_SHAPE;
+  if (m == 0 || rows == 0) return QUANTRY_OK;
+  if (!y) return QUANTRY_BAD_BUFFER;
+  threads = allowed(threads);
+  int64_t need = ops->linear_scratch(type, exact, m, columns, threads);
+  void* space = need ? aligned(scratch, scratch_bytes, need) : nullptr;
+  if (need && !space) return QUANTRY_BAD_SCRATCH;
+  ops->linear(type, exact, dtype, m, rows, columns, x, stride, codes, high, meta, bias, y, threads, space);
+  return QUANTRY_OK;
+}
+
+QUANTRY_EXPORT int quantry_gguf_linear_dx_scratch(int target, int64_t m, int64_t rows, int threads, int64_t* bytes) {
+  FIND_OPS(target);
+  if (!sane(m, rows)) return QUANTRY_BAD_SHAPE;
+  *bytes = ops->linear_dx_scratch(m, rows, allowed(threads)) + kAlignment;
+  return QUANTRY_OK;
+}
+
+// dx[m, columns] = dy[m, rows] · W, exact. dy: row stride in elements; dx: contiguous, dtype of dy.
+QUANTRY_EXPORT int quantry_gguf_linear_dx(int target, int type, int dtype, int64_t m, int64_t rows, int64_t columns,
+                                          const void* dy, int64_t stride, const void* codes, const void* high,
+                                          const void* meta, int64_t plane_bytes, void* dx, int threads, void* scratch,
+                                          int64_t scratch_bytes) {
+  FIND_OPS(target);
+  RETURN_IF_BAD(check_weight(sizes_of(type), rows, columns, codes, high, meta, plane_bytes));
+  RETURN_IF_BAD(check_activations(dtype, m, rows, stride, dy, dx));
+  if (!sane(m, columns)) return QUANTRY_BAD_SHAPE;
+  if (m == 0 || columns == 0) return QUANTRY_OK;
+  if (!dx) return QUANTRY_BAD_BUFFER;
+  threads = allowed(threads);
+  void* space = aligned(scratch, scratch_bytes, ops->linear_dx_scratch(m, rows, threads));
+  if (!space) return QUANTRY_BAD_SCRATCH;
+  ops->linear_dx(type, dtype, m, rows, columns, dy, stride, codes, high, meta, dx, threads, space);
+  return QUANTRY_OK;
+}
+
+// y[i, :] = W[ids[i], :] from planes. No id is followed when one is out of range.
+QUANTRY_EXPORT int quantry_gguf_embedding(int target, int type, int dtype, const int64_t* ids, int64_t count, int64_t rows,
+                                          int64_t columns, const void* codes, const void* high, const void* meta,
+                                          int64_t plane_bytes, void* y, int threads) {
+  FIND_OPS(target);
+  RETURN_IF_BAD(check_weight(sizes_of(type), rows, columns, codes, high, meta, plane_bytes));
+  RETURN_IF_BAD(check_activations(dtype, count, columns, columns, ids, y));
+  return ops->embedding(type, dtype, ids, count, rows, columns, nullptr, codes, high, meta, y, allowed(threads));
+}
+
+// The same from blocks in file order.
+QUANTRY_EXPORT int quantry_gguf_embedding_rows(int target, int type, int dtype, const int64_t* ids, int64_t count,
+                                               int64_t rows, int64_t columns, const void* blocks, int64_t block_bytes,
+                                               void* y, int threads) {
+  FIND_OPS(target);
+  const TypeSizes* t = sizes_of(type);
+  if (!t) return QUANTRY_BAD_TYPE;
+  if (!sane(rows, columns) || columns % t->block) return QUANTRY_BAD_SHAPE;
+  if (block_bytes != rows * (columns / t->block) * t->block_bytes || (block_bytes && !blocks)) return QUANTRY_BAD_BUFFER;
+  RETURN_IF_BAD(check_activations(dtype, count, columns, columns, ids, y));
+  // A pointer that is never followed tells an empty matrix from planes.
+  if (!blocks) blocks = kTypes;
+  return ops->embedding(type, dtype, ids, count, rows, columns, blocks, nullptr, nullptr, nullptr, y, allowed(threads));
+}
+
+QUANTRY_EXPORT int quantry_gguf_dense_scratch(int target, int dtype, int64_t m, int64_t columns, int64_t* bytes) {
+  FIND_OPS(target);
+  if (!sane(m, columns)) return QUANTRY_BAD_SHAPE;
+  int64_t need = ops->dense_scratch(dtype, m, columns);
+  *bytes = need ? need + kAlignment : 0;
+  return QUANTRY_OK;
+}
+
+// y[m, rows] = x[m, columns] · Wᵀ + bias with W [rows, columns] f16 or bf16 (weight_dtype), contiguous; exact.
+QUANTRY_EXPORT int quantry_gguf_dense(int target, int weight_dtype, int dtype, int64_t m, int64_t rows, int64_t columns,
+                                      const void* x, int64_t stride, const void* w, int64_t weight_bytes,
+                                      const float* bias, void* y, int threads, void* scratch, int64_t scratch_bytes) {
+  FIND_OPS(target);
+  if (weight_dtype != QUANTRY_F16 && weight_dtype != QUANTRY_BF16) return QUANTRY_BAD_TYPE;
+  if (!sane(rows, columns) || !sane(m, rows)) return QUANTRY_BAD_SHAPE;
+  if (weight_bytes != rows * columns * 2 || (weight_bytes && !w)) return QUANTRY_BAD_BUFFER;
+  RETURN_IF_BAD(check_activations(dtype, m, columns, stride, x, y));
+  if (m == 0 || rows == 0) return QUANTRY_OK;
+  if (!y) return QUANTRY_BAD_BUFFER;
+  int64_t need = ops->dense_scratch(dtype, m, columns);
+  void* space = need ? aligned(scratch, scratch_bytes, need) : nullptr;
+  if (need && !space) return QUANTRY_BAD_SCRATCH;
+  ops->dense(weight_dtype, dtype, m, rows, columns, x, stride, w, bias, y, allowed(threads), space);
+  return QUANTRY_OK;
+}
+
+}  // extern "C"

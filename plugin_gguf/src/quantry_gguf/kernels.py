@@ -1,0 +1,246 @@
+"""CPU kernels of ggml's block types: linear, its backward and embedding on panels, dense 16-bit weights.
+
+Activations are f32, f16 or bf16, any strides between rows; results have their dtype and are contiguous.
+Equal inputs give equal bits on any number of threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from quantry import Kernel, Layout, Numerics, Problem, ShapeError
+from quantry_gguf import native
+from quantry_gguf.panel import PLANES
+from quantry_gguf.types import BY_NAME
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from quantry import Shape
+
+__all__ = ["KERNELS"]
+
+_IDS = {name: BY_NAME[name].id for name in PLANES}
+_STACK_COLUMNS = 8192  # ggml/linear.h, kStackColumns: one row of at most so many columns needs no scratch
+
+_EXACT = Numerics(accumulate="f32", activations="exact", deterministic=True)
+_PER_32 = Numerics(accumulate="i32", activations="int8/32", deterministic=True)
+_PER_256 = Numerics(accumulate="i32", activations="int8/256", deterministic=True)
+
+
+class _Native(Kernel):
+    """What the native kernels have in common."""
+
+    device = "cpu"
+    numerics = _EXACT
+
+    def why_not(self, problem: Problem) -> str | None:
+        """None for one matrix and f32, f16 or bf16 activations, when the native library is there."""
+        if problem.dtype not in ("f32", "f16", "bf16"):
+            return f"activations and results are f32, f16 or bf16, not {problem.dtype}"
+        if len(problem.shape) != 2:
+            return "one matrix at a time, not a stack of them"
+        return native.why_not()
+
+
+class _PanelLinear(_Native):
+    op = "linear"
+    family = "ggml_panel"
+    exact: ClassVar[int]
+
+    def matmul(
+        self, x: Tensor, w: Sequence[Tensor], layout: Layout, shape: Shape, bias: Tensor | None
+    ) -> Tensor:
+        """x [*, K] → [*, N]."""
+        n, k = shape
+        x, m, stride = _rows_of(x, k)
+        dtype, kind = native.DTYPES[x.dtype], _id(layout)
+        target, threads = native.target(), native.threads()
+        scratch, size = None, 0
+        if m > 1 or k > _STACK_COLUMNS:
+            scratch, size = native.scratch("linear", target, kind, self.exact, m, k, threads)
+        y = x.new_empty((m, n) if x.dim() == 2 else (*x.shape[:-1], n))
+        if bias is not None and native.DTYPES[bias.dtype] != 0:
+            bias = bias.float()
+        status = native.library().quantry_gguf_linear(
+            target, kind, self.exact, dtype, m, n, k, x.data_ptr(), stride, *_planes(w),
+            None if bias is None else bias.data_ptr(), y.data_ptr(), threads,
+            None if scratch is None else scratch.data_ptr(), size,
+        )  # fmt: skip
+        if status:
+            native.fail(status, f"{self.name} on {layout} [{n}x{k}], {m} rows of {x.dtype}")
+        return y
+
+
+class PanelInt8(_PanelLinear):
+    """ggml's own arithmetic: activations rounded to int8, integer dot products, f32 between blocks."""
+
+    name = "gguf.panel_int8"
+    exact = 0
+    priority = 20
+    numerics = _PER_256
+
+    def numerics_for(self, layout: Layout) -> Numerics:
+        """int8 per 256 columns for K types, per 32 for the others."""
+        return _PER_256 if "int8/256" in layout.published_activations else _PER_32
+
+
+class PanelExact(_PanelLinear):
+    """Activations as given, products and sums in f32."""
+
+    name = "gguf.panel_exact"
+    exact = 1
+    priority = 10
+
+
+class PanelLinearDx(_Native):
+    """The backward to x on the same panels, exact."""
+
+    name = "gguf.panel_dx"
+    op = "linear_dx"
+    family = "ggml_panel"
+    priority = 10
+
+    def linear_dx(self, dy: Tensor, w: Sequence[Tensor], layout: Layout, shape: Shape) -> Tensor:
+        """dy [*, N] → dx [*, K]."""
+        n, k = shape
+        dy, m, stride = _rows_of(dy, n)
+        target, threads = native.target(), native.threads()
+        scratch, size = native.scratch("linear_dx", target, m, n, threads)
+        dx = dy.new_empty((*dy.shape[:-1], k))
+        status = native.library().quantry_gguf_linear_dx(
+            target, _id(layout), native.DTYPES[dy.dtype], m, n, k, dy.data_ptr(), stride,
+            *_planes(w), dx.data_ptr(), threads, scratch.data_ptr(), size,
+        )  # fmt: skip
+        if status:
+            native.fail(status, f"{self.name} on {layout} [{n}x{k}], {m} rows of {dy.dtype}")
+        return dx
+
+
+class PanelEmbedding(_Native):
+    """Rows of a packed table: a row is one lane of each cell of its panel."""
+
+    name = "gguf.panel_embedding"
+    op = "embedding"
+    family = "ggml_panel"
+    priority = 10
+
+    def embedding(
+        self, ids: Tensor, w: Sequence[Tensor], layout: Layout, shape: Shape, dtype: torch.dtype
+    ) -> Tensor:
+        """ids [*] → rows [*, K]."""
+        n, k = shape
+        ids = ids.contiguous()
+        y = w[0].new_empty((*ids.shape, k), dtype=dtype)
+        status = native.library().quantry_gguf_embedding(
+            native.target(), _id(layout), native.DTYPES[dtype], ids.data_ptr(), ids.numel(), n, k,
+            *_planes(w), y.data_ptr(), native.threads(),
+        )  # fmt: skip
+        if status:
+            native.fail(status, f"{self.name} on {layout} [{n}x{k}], ids {_span(ids)}")
+        return y
+
+
+class RowsEmbedding(_Native):
+    """Rows of a table in file order: an untied embedding needs no packing, its pages stay in the file."""
+
+    name = "gguf.rows_embedding"
+    op = "embedding"
+    family = "ggml"
+    priority = 20
+
+    def why_not(self, problem: Problem) -> str | None:
+        """None for the types that have a native decoder."""
+        kind = str(problem.layout).partition(":")[2]
+        if kind not in _IDS:
+            return f"no native decoder for {kind}; there is one for {', '.join(_IDS)}"
+        return super().why_not(problem)
+
+    def embedding(
+        self, ids: Tensor, w: Sequence[Tensor], layout: Layout, shape: Shape, dtype: torch.dtype
+    ) -> Tensor:
+        """ids [*] → rows [*, K]."""
+        n, k = shape
+        ids = ids.contiguous()
+        y = w[0].new_empty((*ids.shape, k), dtype=dtype)
+        status = native.library().quantry_gguf_embedding_rows(
+            native.target(), _id(layout), native.DTYPES[dtype], ids.data_ptr(), ids.numel(), n, k,
+            w[0].data_ptr(), w[0].nbytes, y.data_ptr(), native.threads(),
+        )  # fmt: skip
+        if status:
+            native.fail(status, f"{self.name} on {layout} [{n}x{k}], ids {_span(ids)}")
+        return y
+
+
+class Dense16(_Native):
+    """f16 and bf16 weights widened without loss, f32 sums; file order, as a packing would save nothing."""
+
+    name = "gguf.dense16"
+    op = "linear"
+    family = "dense"
+    priority = 10
+
+    def why_not(self, problem: Problem) -> str | None:
+        """None for f16 and bf16 weights."""
+        kind = problem.layout.buffers(())["weight"].dtype
+        if kind not in ("f16", "bf16"):
+            return f"f16 and bf16 weights only, not {kind}"
+        return super().why_not(problem)
+
+    def matmul(
+        self, x: Tensor, w: Sequence[Tensor], layout: Layout, shape: Shape, bias: Tensor | None
+    ) -> Tensor:
+        """x [*, K] → [*, N]."""
+        n, k = shape
+        x, m, stride = _rows_of(x, k)
+        weight, dtype, target = w[0], native.DTYPES[x.dtype], native.target()
+        scratch, size = (None, 0) if dtype == 0 else native.scratch("dense", target, dtype, m, k)
+        y = x.new_empty((m, n) if x.dim() == 2 else (*x.shape[:-1], n))
+        if bias is not None and native.DTYPES[bias.dtype] != 0:
+            bias = bias.float()
+        status = native.library().quantry_gguf_dense(
+            target, native.DTYPES[weight.dtype], dtype, m, n, k, x.data_ptr(), stride,
+            weight.data_ptr(), weight.nbytes, None if bias is None else bias.data_ptr(), y.data_ptr(),
+            native.threads(), None if scratch is None else scratch.data_ptr(), size,
+        )  # fmt: skip
+        if status:
+            native.fail(status, f"{self.name} on {layout} [{n}x{k}], {m} rows of {x.dtype}")
+        return y
+
+
+def _rows_of(x: Tensor, columns: int) -> tuple[Tensor, int, int]:
+    """x with columns together, its number of rows, the elements between them; a copy only if strides ask."""
+    if x.size(-1) != columns:
+        raise ShapeError(f"the input has {x.size(-1)} columns, the weight needs {columns}")
+    rows = x.numel() // columns if columns else x.shape[:-1].numel()
+    if x.is_contiguous():
+        return x, rows, columns
+    if x.dim() == 2 and x.stride(1) == 1 and x.stride(0) >= columns:
+        return x, rows, x.stride(0)
+    return x.contiguous(), rows, columns
+
+
+def _id(layout: Layout) -> int:
+    return _IDS[layout.type]  # type: ignore[attr-defined]  # no isinstance on the path of every call
+
+
+def _planes(w: Sequence[Tensor]) -> tuple[int, int | None, int, int]:
+    """Addresses of codes, high and meta, and the bytes of all."""
+    high = w[1].data_ptr() if len(w) == 3 else None
+    return w[0].data_ptr(), high, w[-1].data_ptr(), sum(b.numel() for b in w)
+
+
+def _span(ids: Tensor) -> str:
+    return f"{int(ids.min())} … {int(ids.max())}" if ids.numel() else "none"
+
+
+KERNELS: list[Kernel] = [
+    PanelInt8(),
+    PanelExact(),
+    PanelLinearDx(),
+    PanelEmbedding(),
+    RowsEmbedding(),
+    Dense16(),
+]

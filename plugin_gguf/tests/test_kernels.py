@@ -1,0 +1,407 @@
+"""The native kernels against float64 on every instruction set of this machine.
+
+The weights are decoded by the `gguf` package. The tolerance is the bound of spec/cpu_kernels.md §2:
+activations are rounded by at most max|x| / 254 of their block, sums are f32. Formats with minimums add s·q
+and m apart, so their sums are bounded by |s·q| + |m| instead of |s·q - m|.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGMLQuantizationType
+from gguf.quants import dequantize
+
+from quantry import KernelError, PluginError, QuantizedTensor, UsageError
+from quantry_gguf import native
+from quantry_gguf.layout import GgmlBlocks
+from quantry_gguf.panel import CONVERSIONS, PLANES, GgmlPanel
+from quantry_gguf.types import BY_NAME
+
+DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+HALVES = {
+    "q4_1": (0, 2),
+    "q5_1": (0, 2),
+    "q4_k": (0, 2),
+    "q5_k": (0, 2),
+    "q6_k": (208,),
+}  # offsets of f16 scales
+PACK, UNPACK = CONVERSIONS
+
+
+def targets() -> list[str]:
+    """Every instruction set that runs here, so that one process walks them all."""
+    if native.why_not() is not None:
+        return []
+    return [name for i, name in enumerate(native.TARGETS) if native.library().quantry_gguf_target_runs(i)]
+
+
+@pytest.fixture(params=targets())
+def target(request: pytest.FixtureRequest) -> Iterator[int]:
+    native.set_target(request.param)
+    yield native.target()
+    native.set_target(None)
+
+
+class Weight(NamedTuple):
+    """A random weight: as stored, as panels, as float64, and the size of the terms that a kernel adds."""
+
+    blocks: np.ndarray
+    planes: dict[str, torch.Tensor]
+    dense: np.ndarray
+    terms: np.ndarray
+
+
+@cache
+def weight(kind: str, rows: int, columns: int, magnitude: float = 1e-3) -> Weight:
+    ggml = BY_NAME[kind]
+    rng = np.random.default_rng(rows * 7919 + columns + ggml.id)
+    blocks = rng.integers(0, 256, (rows, columns // ggml.block, ggml.block_bytes), dtype=np.uint8)
+    for offset in HALVES.get(kind, (0,)):
+        scales = (rng.standard_normal(blocks.shape[:2]) * magnitude).astype(np.float16)
+        blocks[..., offset : offset + 2] = scales[..., None].view(np.uint8)
+    return made(kind, blocks)
+
+
+def made(kind: str, blocks: np.ndarray) -> Weight:
+    rows, columns = blocks.shape[0], blocks.shape[1] * BY_NAME[kind].block
+    shape = (rows, columns)
+    dense = decoded(kind, blocks)
+    terms = np.abs(dense)
+    if kind in ("q4_1", "q5_1", "q4_k", "q5_k"):
+        without_d = blocks.copy()
+        without_d[..., :2] = 0
+        minimum = decoded(kind, without_d)
+        terms = np.abs(dense - minimum) + np.abs(minimum)
+    qt = QuantizedTensor(
+        GgmlBlocks(kind), shape, {"blocks": torch.from_numpy(blocks.reshape(rows, -1).copy())}
+    )
+    return Weight(blocks, dict(PACK.convert(qt, GgmlPanel(kind)).buffers), dense, terms)
+
+
+def decoded(kind: str, blocks: np.ndarray) -> np.ndarray:
+    flat = blocks.reshape(blocks.shape[0], -1)
+    return dequantize(flat, GGMLQuantizationType[kind.upper()]).astype(np.float64)
+
+
+def rounding(dtype: torch.dtype, y: np.ndarray) -> np.ndarray:
+    """Half a unit of the result's dtype, subnormal results included; f32 is part of the bound of sums."""
+    relative, smallest = {torch.float16: (2.0**-11, 2.0**-25), torch.bfloat16: (2.0**-8, 0.0)}.get(
+        dtype, (0.0, 0.0)
+    )
+    return relative * np.abs(y) + smallest
+
+
+def pointer(t: torch.Tensor | None) -> int | None:
+    return None if t is None else t.data_ptr()
+
+
+def linear(
+    kind: str, exact: bool, x: torch.Tensor, w: Weight, bias: torch.Tensor | None = None, threads: int = 2
+) -> torch.Tensor:
+    m, columns = x.shape
+    rows = w.dense.shape[0]
+    lib, ggml = native.library(), BY_NAME[kind]
+    need = ctypes.c_int64()
+    status = lib.quantry_gguf_linear_scratch(
+        native.target(), ggml.id, exact, m, columns, threads, ctypes.addressof(need)
+    )
+    assert status == 0
+    scratch = torch.full((need.value,), 0xA5, dtype=torch.uint8)
+    y = torch.full((m, rows), float("nan"), dtype=x.dtype)
+    status = lib.quantry_gguf_linear(
+        native.target(), ggml.id, exact, DTYPES[x.dtype], m, rows, columns, x.data_ptr(), x.stride(0),
+        pointer(w.planes["codes"]), pointer(w.planes.get("high")), pointer(w.planes["meta"]),
+        sum(p.nbytes for p in w.planes.values()), pointer(bias), y.data_ptr(), threads,
+        scratch.data_ptr(), need.value,
+    )  # fmt: skip
+    assert status == 0
+    return y
+
+
+def bound(kind: str, exact: bool, x: np.ndarray, w: Weight, y: np.ndarray, dtype: torch.dtype) -> np.ndarray:
+    """Largest allowed |Δ| per output, from how the kernel rounds."""
+    block = 256 if BY_NAME[kind].block == 256 else 32
+    rounded = 0.0
+    if not exact:
+        amax = np.abs(x).reshape(len(x), x.shape[1] // block, block).max(-1)
+        rounded = (amax / 254) @ np.abs(w.dense).reshape(len(w.dense), -1, block).sum(-1).T * (1 + 1e-5)
+    summed = 2.0**-23 * (2 + x.shape[1] / block) * (np.abs(x) @ w.terms.T)
+    return rounded + summed + rounding(dtype, y) + 1e-30
+
+
+def check(kind: str, exact: bool, x: torch.Tensor, w: Weight, bias: torch.Tensor | None = None) -> None:
+    got = linear(kind, exact, x, w, bias).double().numpy()
+    wide = x.double().numpy()
+    want = wide @ w.dense.T + (0 if bias is None else bias.double().numpy())
+    excess = np.abs(got - want) - bound(kind, exact, wide, w, want, x.dtype)
+    if bias is not None:
+        excess -= 2.0**-23 * np.abs(bias.numpy())
+    assert got.shape == want.shape
+    assert not np.isnan(got).any()
+    assert excess.max(initial=-1.0) <= 0
+
+
+def activations(m: int, columns: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(m + columns).standard_normal((m, columns))).to(dtype)
+
+
+@pytest.mark.parametrize("exact", [True, False], ids=["exact", "int8"])
+@pytest.mark.parametrize("kind", PLANES)
+def test_any_number_of_rows_and_outputs(target: int, kind: str, exact: bool) -> None:
+    block = BY_NAME[kind].block
+    for m in (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 17, 33):
+        for rows, blocks in ((1, 1), (15, 2), (16, 3), (17, 1), (33, 3), (48, 2)):
+            check(kind, exact, activations(m, blocks * block), weight(kind, rows, blocks * block))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("exact", [True, False], ids=["exact", "int8"])
+@pytest.mark.parametrize("kind", PLANES)
+def test_element_types_strides_and_bias(target: int, kind: str, exact: bool, dtype: torch.dtype) -> None:
+    w = weight(kind, 33, 768)
+    bias = torch.linspace(-1, 1, 33)
+    for m in (1, 5, 17):
+        wide = activations(m, 768 + 40, dtype)
+        check(kind, exact, wide[:, 3 : 3 + 768], w, bias)  # rows of 808 elements, first element off by 3
+
+
+@pytest.mark.parametrize("kind", PLANES)
+def test_many_rows_take_several_passes(kind: str) -> None:
+    check(kind, True, activations(1100, 256), weight(kind, 33, 256))
+    check(kind, False, activations(1100, 256), weight(kind, 33, 256))
+
+
+@pytest.mark.parametrize("kind", PLANES)
+def test_scales_of_zero_subnormal_and_large(target: int, kind: str) -> None:
+    block = BY_NAME[kind].block
+    for magnitude in (0.0, 6e-8, 60.0):  # 6e-8 is the smallest f16
+        w = weight(kind, 17, 2 * block, magnitude)
+        for exact in (True, False):
+            check(kind, exact, activations(3, 2 * block), w)
+            check(kind, exact, activations(17, 2 * block), w)
+
+
+@pytest.mark.parametrize("kind", PLANES)
+def test_activations_of_any_size(target: int, kind: str) -> None:
+    """Blocks of zeros, of the smallest floats, of huge ones, and an outlier among small ones."""
+    block = max(BY_NAME[kind].block, 32)
+    x = activations(6, 3 * block)
+    x[0], x[1, :block], x[2] = 0, 0, x[2] * 1e-41
+    x[3, 5], x[4] = 3e4, x[4] * 1e30
+    check(kind, True, x, weight(kind, 17, 3 * block))
+    check(kind, False, x, weight(kind, 17, 3 * block))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("exact", [True, False], ids=["exact", "int8"])
+@pytest.mark.parametrize("kind", ["q8_0", "q4_k", "q6_k"])
+def test_a_broken_activation_shows_in_its_row_only(target: int, kind: str, exact: bool, value: float) -> None:
+    for m in (4, 20):
+        x = activations(m, 512)
+        x[2, 300] = value
+        y = linear(kind, exact, x, weight(kind, 17, 512))
+        assert not torch.isfinite(y[2]).any()
+        assert torch.isfinite(y[[i for i in range(m) if i != 2]]).all()
+
+
+@pytest.mark.parametrize("exact", [True, False], ids=["exact", "int8"])
+@pytest.mark.parametrize("kind", PLANES)
+def test_threads_change_no_bit(target: int, kind: str, exact: bool) -> None:
+    w = weight(kind, 333, 1024)
+    for m in (1, 7, 40):
+        x = activations(m, 1024)
+        one = linear(kind, exact, x, w, threads=1)
+        for threads in (2, 3, 8):
+            assert torch.equal(linear(kind, exact, x, w, threads=threads), one)
+
+
+@pytest.mark.parametrize("kind", PLANES)
+def test_backward_to_x(target: int, kind: str) -> None:
+    block = BY_NAME[kind].block
+    for m in (0, 1, 3, 13, 40):
+        for rows, blocks in ((1, 1), (17, 3), (81, 2), (333, 5)):
+            w = weight(kind, rows, blocks * block)
+            for dtype in DTYPES:
+                check_backward(kind, activations(m, rows + 5, dtype)[:, 2 : 2 + rows], w)
+
+
+def check_backward(kind: str, dy: torch.Tensor, w: Weight) -> None:
+    dx = backward(kind, dy, w)
+    wide = dy.double().numpy()
+    want = wide @ w.dense
+    # a sum of f32 products of decoded weights, one after the other
+    allowed = 2.0**-23 * (2 + dy.shape[1] / 32) * (np.abs(wide) @ np.abs(w.dense)) + rounding(dy.dtype, want)
+    assert (np.abs(dx.double().numpy() - want) - allowed).max(initial=-1.0) <= 1e-30
+    assert torch.equal(dx, backward(kind, dy, w, threads=1))
+
+
+def backward(kind: str, dy: torch.Tensor, w: Weight, threads: int = 3) -> torch.Tensor:
+    m, rows = dy.shape
+    columns = w.dense.shape[1]
+    scratch, size = native.scratch("linear_dx", native.target(), m, rows, threads)
+    dx = torch.full((m, columns), float("nan"), dtype=dy.dtype)
+    status = native.library().quantry_gguf_linear_dx(
+        native.target(), BY_NAME[kind].id, DTYPES[dy.dtype], m, rows, columns, dy.data_ptr(), dy.stride(0),
+        *planes_of(w), dx.data_ptr(), threads, scratch.data_ptr(), size,
+    )  # fmt: skip
+    assert status == 0
+    return dx
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kind", PLANES)
+def test_embedding_rows_equal_the_definition(target: int, kind: str, dtype: torch.dtype) -> None:
+    w = weight(kind, 37, 768)
+    ids = torch.tensor([0, 36, 16, 15, 16, 31, 5] * 9)
+    want = torch.from_numpy(w.dense[ids.numpy()]).float().to(dtype)
+    for y in (embedded(kind, ids, w, dtype), embedded_from_rows(kind, ids, w, dtype)):
+        assert torch.equal(y, want)
+
+
+@pytest.mark.parametrize("wrong", [-1, 37, 1 << 62, -(1 << 63)])
+def test_embedding_refuses_ids_out_of_range(target: int, wrong: int) -> None:
+    w = weight("q4_k", 37, 768)
+    for look_up in (embedded, embedded_from_rows):
+        with pytest.raises(KernelError, match="a row index is out of range"):
+            look_up("q4_k", torch.tensor([0, wrong]), w, torch.float32)
+
+
+def embedded(kind: str, ids: torch.Tensor, w: Weight, dtype: torch.dtype) -> torch.Tensor:
+    rows, columns = w.dense.shape
+    y = torch.full((len(ids), columns), float("nan"), dtype=dtype)
+    status = native.library().quantry_gguf_embedding(
+        native.target(), BY_NAME[kind].id, DTYPES[dtype], ids.data_ptr(), len(ids), rows, columns,
+        *planes_of(w), y.data_ptr(), 2,
+    )  # fmt: skip
+    if status:
+        native.fail(status, "embedding")
+    return y
+
+
+def embedded_from_rows(kind: str, ids: torch.Tensor, w: Weight, dtype: torch.dtype) -> torch.Tensor:
+    rows, columns = w.dense.shape
+    y = torch.full((len(ids), columns), float("nan"), dtype=dtype)
+    status = native.library().quantry_gguf_embedding_rows(
+        native.target(), BY_NAME[kind].id, DTYPES[dtype], ids.data_ptr(), len(ids), rows, columns,
+        w.blocks.ctypes.data, w.blocks.nbytes, y.data_ptr(), 2,
+    )  # fmt: skip
+    if status:
+        native.fail(status, "embedding_rows")
+    return y
+
+
+def planes_of(w: Weight) -> tuple[int, int | None, int, int]:
+    p = w.planes
+    return (
+        p["codes"].data_ptr(),
+        pointer(p.get("high")),
+        p["meta"].data_ptr(),
+        sum(b.nbytes for b in p.values()),
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16], ids=str)
+def test_dense_weights_of_16_bits(target: int, kind: torch.dtype, dtype: torch.dtype) -> None:
+    bias = torch.linspace(-1, 1, 35)
+    for m, rows, columns in ((0, 3, 8), (1, 35, 100), (3, 1, 1), (5, 4, 64), (17, 35, 77), (2, 6, 0)):
+        w, x = activations(rows, columns).to(kind), activations(m, columns + 3, dtype)[:, 1 : 1 + columns]
+        y = torch.full((m, rows), float("nan"), dtype=dtype)
+        scratch, size = native.scratch("dense", native.target(), DTYPES[dtype], m, columns)
+        status = native.library().quantry_gguf_dense(
+            native.target(), DTYPES[kind], DTYPES[dtype], m, rows, columns, x.data_ptr(), x.stride(0),
+            w.data_ptr(), w.nbytes, bias.data_ptr(), y.data_ptr(), 2, scratch.data_ptr(), size,
+        )  # fmt: skip
+        assert status == 0
+        wide, dense, shift = x.double().numpy(), w.double().numpy(), bias[:rows].double().numpy()
+        want = wide @ dense.T + shift
+        sums = 2.0**-23 * (2 + columns / 32) * (np.abs(wide) @ np.abs(dense).T + np.abs(shift))
+        excess = np.abs(y.double().numpy() - want) - sums - rounding(dtype, want)
+        assert excess.max(initial=-1.0) <= 1e-30
+
+
+def test_sizes_that_do_not_agree_return_a_status() -> None:
+    w, x, y = weight("q4_k", 33, 512), activations(3, 512), torch.empty(3, 33)
+    need = native.scratch("linear", native.target(), 12, 0, 3, 512, 1)[1]
+    scratch = torch.empty(need, dtype=torch.uint8)
+    codes, high, meta, size = planes_of(w)
+    good = [
+        native.target(), 12, 0, 0, 3, 33, 512, x.data_ptr(), 512, codes, high, meta, size, None, y.data_ptr(),
+        1, scratch.data_ptr(), need,
+    ]  # fmt: skip
+    call = native.library().quantry_gguf_linear
+    assert call(*good) == 0
+    bad = {
+        0: (9, -1),
+        1: (10, 99),
+        3: (3, -1),
+        4: (-1, 1 << 60),
+        5: (-1, 32, 1 << 62),
+        6: (-256, 511, 256, 1 << 62),
+        7: (None,),
+        8: (511, -5),
+        9: (None,),
+        11: (None,),
+        12: (0, size - 1, size + 1),
+        14: (None,),
+        16: (None,),
+        17: (0, need - 65, -1),
+    }
+    for position, values in bad.items():
+        for value in values:
+            arguments = list(good)
+            arguments[position] = value
+            assert call(*arguments) in range(1, 6), (position, value)
+
+
+def test_an_unknown_instruction_set_names_the_known_ones() -> None:
+    with pytest.raises(UsageError, match=r"instruction set 'mmx' does not run here\nChoose one of scalar"):
+        native.set_target("mmx")
+    native.set_target(None)
+
+
+def test_a_forked_child_runs_on_one_thread() -> None:
+    """The child has lost the pool's threads: waiting for them would hang."""
+    w, x = weight("q8_0", 512, 1024), activations(1, 1024)
+    want = linear("q8_0", True, x, w)  # the parent has a pool now
+    child = os.fork()
+    if child == 0:
+        same = native.threads() == 1 and torch.equal(
+            linear("q8_0", True, x, w, threads=native.threads()), want
+        )
+        os._exit(0 if same else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+class OtherRuntime:
+    """A library that bound an OpenMP runtime of its own."""
+
+    def quantry_gguf_openmp_address(self) -> int:
+        return ctypes.cast(ctypes.CDLL(None).malloc, ctypes.c_void_p).value or 0
+
+
+def test_a_second_openmp_runtime_is_named_and_means_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "_one_thread", False)
+    with pytest.warns(
+        RuntimeWarning, match=r"two OpenMP runtimes are loaded: .*libc.* by quantry-gguf, .*gomp.* by torch"
+    ):
+        native._share_openmp(OtherRuntime())  # type: ignore[arg-type]
+    assert native.threads() == 1
+
+
+def test_a_missing_library_is_a_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(native, "files", lambda package: tmp_path)
+    for cached in (native._loaded, native.library):
+        monkeypatch.setattr(native, cached.__name__, cached.__wrapped__)
+    assert native.why_not() == "quantry-gguf was installed without its native library; reinstall its wheel"
+    with pytest.raises(PluginError, match="without its native library"):
+        native.library()

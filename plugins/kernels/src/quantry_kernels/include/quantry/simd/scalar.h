@@ -1,0 +1,90 @@
+// Plain C++: one lane, 16 strips a panel. The reference the vector targets are tested against, on every machine.
+#pragma once
+#include <math.h>
+
+#include "../float16.h"
+#include "../target.h"
+
+QUANTRY_BEGIN
+
+using vf = float;
+using vi = int32_t;
+using vc = uint32_t;
+
+constexpr int kLanes = 1;
+constexpr int kFullZero = 0;
+
+QUANTRY_INLINE vf zero() { return 0.0f; }
+QUANTRY_INLINE vf set1(float x) { return x; }
+QUANTRY_INLINE vf load(const float* p) { return *p; }
+QUANTRY_INLINE void store(float* p, vf x) { *p = x; }
+QUANTRY_INLINE vf add(vf a, vf b) { return a + b; }
+QUANTRY_INLINE vf sub(vf a, vf b) { return a - b; }
+QUANTRY_INLINE vf mul(vf a, vf b) { return a * b; }
+QUANTRY_INLINE vf fma(vf a, vf b, vf c) { return a * b + c; }   // rounds twice: libm's fma is slow without the unit
+QUANTRY_INLINE vf fnma(vf a, vf b, vf c) { return c - a * b; }
+QUANTRY_INLINE float sum_lanes(vf x) { return x; }
+QUANTRY_INLINE vf load_half(const uint16_t* p) { return from_half(*p); }
+QUANTRY_INLINE vf load_bf16(const uint16_t* p) { return from_bf16(*p); }
+
+QUANTRY_INLINE vi zero_int() { return 0; }
+QUANTRY_INLINE vi set1_int(int32_t x) { return x; }
+QUANTRY_INLINE vi add_int(vi a, vi b) { return a + b; }
+QUANTRY_INLINE vi mul_int(vi a, vi b) { return a * b; }
+QUANTRY_INLINE vi max_int(vi a, vi b) { return a > b ? a : b; }
+QUANTRY_INLINE int32_t sum_lanes_int(vi x) { return x; }
+QUANTRY_INLINE int32_t max_lanes_int(vi x) { return x; }
+QUANTRY_INLINE vf to_float(vi x) { return static_cast<float>(x); }
+// |x| ≤ 127 here. Adding 1.5·2^23 leaves the nearest even integer in the low bits: no libm, no rounding mode.
+QUANTRY_INLINE vi round_int(vf x) { return static_cast<int32_t>(bits_of(x + 12582912.0f) & 0x7fffff) - 0x400000; }
+QUANTRY_INLINE vi abs_bits(vf x) { return static_cast<int32_t>(bits_of(x) & 0x7fffffffu); }
+QUANTRY_INLINE void store_bytes(int8_t* p, vi x) { *p = static_cast<int8_t>(x); }
+
+QUANTRY_INLINE vc load_codes(const uint8_t* p) {
+  uint32_t v;
+  memcpy(&v, p, 4);
+  return v;
+}
+QUANTRY_INLINE void store_codes(uint8_t* p, vc v) { memcpy(p, &v, 4); }
+QUANTRY_INLINE vc and_bits(vc v, uint32_t mask) { return v & mask; }
+QUANTRY_INLINE vc or_codes(vc a, vc b) { return a | b; }
+template <int S>
+QUANTRY_INLINE vc shift_right(vc v) { return v >> S; }
+template <int S>
+QUANTRY_INLINE vc shift_left(vc v) { return v << S; }
+QUANTRY_INLINE vi as_int(vc v) { return static_cast<int32_t>(v); }
+QUANTRY_INLINE vc as_codes(vi v) { return static_cast<uint32_t>(v); }
+template <int B>
+QUANTRY_INLINE vi signed_byte(vc v) { return static_cast<int8_t>(v >> (8 * B)); }
+QUANTRY_INLINE void prefetch(const void*) {}
+
+QUANTRY_INLINE vi dot4(vi a, vc w, int32_t x) {
+  repeat<4>([&](auto b) QUANTRY_LAMBDA {
+    a += static_cast<int32_t>((w >> (8 * b)) & 0xff) * static_cast<int8_t>(static_cast<uint32_t>(x) >> (8 * b));
+  });
+  return a;
+}
+QUANTRY_INLINE vi dot4_full(vi a, vc w, int32_t x) {
+  w ^= 0x80808080u;
+  repeat<4>([&](auto b) QUANTRY_LAMBDA {
+    a += static_cast<int8_t>(w >> (8 * b)) * static_cast<int8_t>(static_cast<uint32_t>(x) >> (8 * b));
+  });
+  return a;
+}
+QUANTRY_INLINE vi dot2(vi a, vi w, int32_t x) {
+  return a + static_cast<int16_t>(w) * static_cast<int16_t>(x) + (w >> 16) * (x >> 16);
+}
+
+template <int B>
+QUANTRY_INLINE vf byte_float(vc v) { return to_float(signed_byte<B>(v)); }
+template <int Bits, int Zero, int Pos>
+QUANTRY_INLINE vf field_float(vc v) { return to_float(static_cast<vi>(v >> Pos & ((1u << Bits) - 1)) - Zero); }
+
+constexpr int kTilePanels = 1;
+constexpr int kRowsInt8 = 2;
+constexpr int kRowsFloat = 2;
+constexpr int kSmallRowsInt8 = 4;
+constexpr int kSmallRowsSixBit = 4;
+constexpr int kSmallRowsFloat = 4;
+
+QUANTRY_END
