@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar
 
 from quantry.dtypes import torch_dtype
@@ -11,11 +12,13 @@ from quantry.errors import ShapeError
 from quantry.layout import Layout, Shape
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from quantry.tensor import QuantizedTensor
 
 __all__ = ["Conversion", "convert", "reachable"]
 
-RUN_BYTES = 8 << 20  # source bytes that `convert(…, release=True)` rewrites at a time
+RUN_BYTES = 8 << 20  # source bytes that `convert(…, release=…)` rewrites at a time
 
 
 class Conversion(ABC):
@@ -58,14 +61,16 @@ def reachable(layout: Layout, shape: Shape) -> dict[Layout, tuple[Conversion, ..
     return ways
 
 
-def convert(qt: QuantizedTensor, target: Layout | str, *, release: bool = False) -> QuantizedTensor:
+Release = Callable[["Tensor"], None]
+
+
+def convert(qt: QuantizedTensor, target: Layout | str, *, release: Release | None = None) -> QuantizedTensor:
     """`qt` in the layout `target`, by the shortest exact way. Raises ShapeError when there is none.
 
-    release: work through a large matrix in runs of rows and give the mapped pages of each run back, so that
-    source and result are never in memory together. `qt` stays readable: touched pages are read again.
+    release: is told each source buffer that has been rewritten; a large matrix is then worked through in runs
+    of rows, so that source and result need not be in memory together.
     """
     from quantry.plugins import registry
-    from quantry.source import release_pages
 
     goal = registry().layout(target) if isinstance(target, str) else target
     ways = reachable(qt.layout, qt.shape)
@@ -75,11 +80,14 @@ def convert(qt: QuantizedTensor, target: Layout | str, *, release: bool = False)
     for edge in ways[goal]:
         step = edge.target_for(qt.layout, qt.shape)
         assert step is not None  # reachable() just built this way
-        rows = _run_of_rows(qt, step) if release else None
-        made = edge.convert(qt, step) if rows is None else _by_rows(edge, qt, step, rows)
-        if release:
+        rows = None if release is None else _run_of_rows(qt, step)
+        if release is None or rows is None:
+            made = edge.convert(qt, step)
+        else:
+            made = _by_rows(edge, qt, step, rows, release)
+        if release is not None:
             for buffer in qt.buffers.values():
-                release_pages(buffer)
+                release(buffer)
         qt = made
     return qt
 
@@ -93,10 +101,11 @@ def _run_of_rows(qt: QuantizedTensor, target: Layout) -> int | None:
     return max(RUN_BYTES * qt.shape[0] // qt.nbytes // step, 1) * step
 
 
-def _by_rows(edge: Conversion, qt: QuantizedTensor, target: Layout, rows: int) -> QuantizedTensor:
+def _by_rows(
+    edge: Conversion, qt: QuantizedTensor, target: Layout, rows: int, release: Release
+) -> QuantizedTensor:
     import torch
 
-    from quantry.source import release_pages
     from quantry.tensor import QuantizedTensor
 
     made = {
@@ -110,5 +119,5 @@ def _by_rows(edge: Conversion, qt: QuantizedTensor, target: Layout, rows: int) -
         for name, buffer in edge.convert(part, target).buffers.items():
             place[name].copy_(buffer)
         for buffer in part.buffers.values():
-            release_pages(buffer)
+            release(buffer)
     return QuantizedTensor(target, qt.shape, made)

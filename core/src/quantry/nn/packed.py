@@ -18,6 +18,7 @@ from quantry.layout import Layout
 from quantry.plugins import registry
 from quantry.policy import Policy
 from quantry.resolve import resolve
+from quantry.source import release_pages
 from quantry.tensor import QuantizedTensor
 
 __all__ = ["PackedModule"]
@@ -111,7 +112,7 @@ class PackedModule(nn.Module):
         name = dtype_name(self.compute_dtype)
         decision = resolve(own, self.shape, self.needs, name, self.device, policy, tensor=tensor)
         if decision.storage != self.layout:
-            self._install(convert(self.storable(), decision.storage, release=True))
+            self._install(convert(self.storable(), decision.storage, release=release_pages))
         self._policy = str(policy)
         self._plan = {op: decision.plan(op) for op in self.needs}
 
