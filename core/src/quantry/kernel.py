@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -15,10 +15,11 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-__all__ = ["BUCKETS", "Kernel", "Numerics", "NumericsMode", "Op", "Problem", "bucket_index"]
+__all__ = ["BUCKETS", "BoundLinear", "Kernel", "Numerics", "NumericsMode", "Op", "Problem", "bucket_index"]
 
 Op = Literal["linear", "linear_dx", "embedding", "experts"]
 NumericsMode = Literal["exact", "strict", "fast"]
+BoundLinear = Callable[["Tensor", "Tensor | None"], "Tensor"]
 
 BUCKETS = (1, 4, 16, 64, 256, 4096)
 """Row counts that a weight is resolved for; a call uses the smallest bucket that holds it, or the last."""
@@ -102,6 +103,13 @@ class Kernel(ABC):
     ) -> Tensor:
         """op "linear": x [*, K] → [*, N] in x's dtype, bias [N] or None."""
         raise KernelError(f"{self.name} does not implement linear")
+
+    def bind(self, w: Sequence[Tensor], layout: Layout, shape: Shape) -> BoundLinear:
+        """op "linear": `matmul` on one weight as a function of x and bias, for calls that come often.
+
+        A kernel may prepare addresses and sizes once; it keeps `w` alive and is dropped when a buffer
+        changes."""
+        return lambda x, bias: self.matmul(x, w, layout, shape, bias)
 
     def linear_dx(self, dy: Tensor, w: Sequence[Tensor], layout: Layout, shape: Shape) -> Tensor:
         """op "linear_dx": dy [*, N] → dx [*, K], the backward of `matmul` to x."""

@@ -211,10 +211,10 @@ _FLAGS_KNOWN = None not in (_dispatch_depth, _function_depth, _tracing, _functor
 
 
 def unwatched(x: Tensor) -> bool:
-    """Whether nobody needs to see an op: a plain tensor and no compiler, mode, functorch, tracer or
-    profiler."""
-    if torch.compiler.is_compiling():
-        return False
+    """Whether nobody needs to see an op: a plain tensor and no mode, functorch, tracer or profiler.
+
+    A compiler is asked about before: it does not follow these flags.
+    """
     return (
         _FLAGS_KNOWN
         and type(x) is Tensor

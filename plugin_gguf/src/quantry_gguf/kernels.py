@@ -6,7 +6,8 @@ Equal inputs give equal bits on any number of threads.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from ctypes import addressof
 from typing import TYPE_CHECKING, ClassVar
 
 from quantry import Kernel, Layout, Numerics, Problem, ShapeError
@@ -24,6 +25,8 @@ __all__ = ["KERNELS"]
 
 _IDS = {name: BY_NAME[name].id for name in PLANES}
 _STACK_COLUMNS = 8192  # ggml/linear.h, kStackColumns: one row of at most so many columns needs no scratch
+
+_SERIAL_BYTES = 100 << 10  # threads.h, kSerialBytes: below it one row is computed by one thread
 
 _EXACT = Numerics(accumulate="f32", activations="exact", deterministic=True)
 _PER_32 = Numerics(accumulate="i32", activations="int8/32", deterministic=True)
@@ -54,24 +57,48 @@ class _PanelLinear(_Native):
         self, x: Tensor, w: Sequence[Tensor], layout: Layout, shape: Shape, bias: Tensor | None
     ) -> Tensor:
         """x [*, K] → [*, N]."""
+        return self.bind(w, layout, shape)(x, bias)
+
+    def bind(
+        self, w: Sequence[Tensor], layout: Layout, shape: Shape
+    ) -> Callable[[Tensor, Tensor | None], Tensor]:
+        """The call with everything but x and bias prepared; `w` stays alive with it."""
         n, k = shape
-        x, m, stride = _rows_of(x, k)
-        dtype, kind = native.DTYPES[x.dtype], _id(layout)
-        target, threads = native.target(), native.threads()
-        scratch, size = None, 0
-        if m > 1 or k > _STACK_COLUMNS:
-            scratch, size = native.scratch("linear", target, kind, self.exact, m, k, threads)
-        y = x.new_empty((m, n) if x.dim() == 2 else (*x.shape[:-1], n))
-        if bias is not None and native.DTYPES[bias.dtype] != 0:
-            bias = bias.float()
-        status = native.library().quantry_gguf_linear(
-            target, kind, self.exact, dtype, m, n, k, x.data_ptr(), stride, *_planes(w),
-            None if bias is None else bias.data_ptr(), y.data_ptr(), threads,
-            None if scratch is None else scratch.data_ptr(), size,
-        )  # fmt: skip
-        if status:
-            native.fail(status, f"{self.name} on {layout} [{n}x{k}], {m} rows of {x.dtype}")
-        return y
+        target, kind, (codes, high, meta, size) = native.target(), _id(layout), _planes(w)
+        weight = native.BoundLinear(target, kind, self.exact, 0, n, k, codes, high, meta, size)
+        described = addressof(weight)
+        held = (weight, *w)  # the addresses are good as long as these live
+        run, dtypes, threads_now = native.library().quantry_gguf_linear_bound, native.DTYPES, native.threads
+        few = size < _SERIAL_BYTES
+
+        def call(x: Tensor, bias: Tensor | None) -> Tensor:
+            if k and x.is_contiguous() and x.size(-1) == k:
+                m, stride = x.numel() // k, k
+            else:
+                x, m, stride = _rows_of(x, k)
+            scratch, address, room = None, None, 0
+            if m > 1 or k > _STACK_COLUMNS:
+                threads = threads_now()
+                scratch, room = native.scratch("linear", target, kind, self.exact, m, k, threads)
+                address = scratch.data_ptr()
+            else:
+                threads = 1 if few else threads_now()
+            y = x.new_empty((m, n) if x.dim() == 2 else (*x.shape[:-1], n))
+            if bias is None:
+                offset = None
+            else:
+                bias = bias if dtypes[bias.dtype] == 0 else bias.float()
+                offset = bias.data_ptr()
+            kind_of_x = dtypes[x.dtype]
+            status = run(
+                described, kind_of_x, m, x.data_ptr(), stride, offset, y.data_ptr(), threads, address, room
+            )
+            if status:
+                what = f"{self.name} on {layout} [{n}x{k}], {m} rows of {x.dtype}, {len(held) - 1} planes"
+                native.fail(status, what)
+            return y
+
+        return call
 
 
 class PanelInt8(_PanelLinear):

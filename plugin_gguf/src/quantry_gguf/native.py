@@ -10,17 +10,29 @@ import functools
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from ctypes import addressof, c_int, c_int64, c_void_p
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from quantry import KernelError, PluginError, QuantryError, ShapeError, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["DTYPES", "TARGETS", "fail", "library", "scratch", "set_target", "target", "threads", "why_not"]
+__all__ = [
+    "DTYPES",
+    "BoundLinear",
+    "TARGETS",
+    "fail",
+    "library",
+    "scratch",
+    "set_target",
+    "target",
+    "threads",
+    "why_not",
+]
 
 TARGETS = ("scalar", "avx2", "avx512", "neon")
 """Instruction sets by their number in the C functions (quantry/dispatch.h), slowest first."""
@@ -36,6 +48,7 @@ _SIGNATURES = {
     "unpack": [_I, _I, _L, _L, _L, _P, _L, _P, _P, _P, _L, _I],
     "linear_scratch": [_I, _I, _I, _L, _L, _I, _P],
     "linear": [_I, _I, _I, _I, _L, _L, _L, _P, _L, _P, _P, _P, _L, _P, _P, _I, _P, _L],
+    "linear_bound": [_P, _I, _L, _P, _L, _P, _P, _I, _P, _L],
     "linear_dx_scratch": [_I, _L, _L, _I, _P],
     "linear_dx": [_I, _I, _I, _L, _L, _L, _P, _L, _P, _P, _P, _L, _P, _I, _P, _L],
     "embedding": [_I, _I, _I, _P, _L, _L, _L, _P, _P, _P, _L, _P, _I],
@@ -44,6 +57,18 @@ _SIGNATURES = {
     "dense_scratch": [_I, _I, _L, _L, _P],
     "dense": [_I, _I, _I, _L, _L, _L, _P, _L, _P, _L, _P, _P, _I, _P, _L],
 }
+
+
+class BoundLinear(ctypes.Structure):
+    """entry.cpp, QuantryBoundLinear: one weight as `linear_bound` takes it."""
+
+    _fields_: ClassVar = [
+        *((name, ctypes.c_int32) for name in ("target", "type", "exact", "unused")),
+        *((name, c_int64) for name in ("rows", "columns")),
+        *((name, c_void_p) for name in ("codes", "high", "meta")),
+        ("plane_bytes", c_int64),
+    ]
+
 
 # quantry/status.h
 _ERRORS: dict[int, tuple[type[QuantryError], str]] = {
@@ -114,11 +139,14 @@ def set_target(name: str | None) -> None:
 
 def threads() -> int:
     """Threads a call may use: torch's setting; one after a fork (no pool) or beside a second pool."""
-    if _one_thread:
-        return 1
+    return 1 if _one_thread else _torch_threads()()
+
+
+@functools.cache
+def _torch_threads() -> Callable[[], int]:
     import torch
 
-    return torch.get_num_threads()
+    return torch.get_num_threads
 
 
 def fail(status: int, what: str) -> NoReturn:
@@ -169,7 +197,7 @@ def _use_one_thread() -> None:
 def _share_openmp(lib: ctypes.CDLL) -> None:
     """Fall back to one thread when torch and our library bound different OpenMP runtimes.
 
-    Two pools of spinning workers on the same cores turn 58 µs into 8 ms (spec/cpu_kernels.md §5.4).
+    Two pools of spinning workers on the same cores turn 58 µs into 8 ms.
     """
     import torch
 

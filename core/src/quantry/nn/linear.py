@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from quantry import ops
 from quantry.errors import ShapeError
@@ -48,18 +49,17 @@ class QuantLinear(PackedModule):
 
 def packed_linear(module: PackedModule, x: Tensor, bias: Tensor | None) -> Tensor:
     """Multiply by a module's packed weight: bound kernel when nobody watches, the op otherwise."""
-    if x.shape[-1] != module._size[1]:
-        raise ShapeError(f"x has shape {list(x.shape)}, the weight needs [*, {module._size[1]}]")
-    if torch.compiler.is_compiling() or x.device.type == "meta":
-        run = ops.linear_train if x.requires_grad and torch.is_grad_enabled() else ops.linear
-        return run(x, module._w, module._text, module._size, bias, module._policy)  # type: ignore[no-any-return]
-    if x.requires_grad and torch.is_grad_enabled():
-        module._ready()
-        return ops.linear_train(x, module._w, module._text, module._size, bias, module._policy)  # type: ignore[no-any-return]
-    if ops.unwatched(x):
-        plan = module._plan or module._ready()
-        if x.dtype is module.compute_dtype and x.device == module._w[0].device:
-            rows = x.numel() // module._size[1] if module._size[1] else 0
-            kernel = plan["linear"][0 if rows <= 1 else bucket_index(rows)]
-            return kernel.matmul(x, module._w, module.layout, module.shape, bias)
-    return ops.linear(x, module._w, module._text, module._size, bias, module._policy)  # type: ignore[no-any-return]
+    columns = module._size[1]
+    if x.shape[-1] != columns:
+        raise ShapeError(f"x has shape {list(x.shape)}, the weight needs [*, {columns}]")
+    train = x.requires_grad and torch.is_grad_enabled()
+    if not is_compiling() and not x.is_meta:
+        bound = module._bound
+        # offloading hooks put other tensors in place between calls
+        if bound is None or bound.first is not module._buffers[bound.name]:
+            bound = module.bind()
+        if not train and x.dtype is module.compute_dtype and x.device == bound.device and ops.unwatched(x):
+            rows = x.numel() // columns if columns else 0
+            return bound.calls[0 if rows <= 1 else bucket_index(rows)](x, bias)
+    run = ops.linear_train if train else ops.linear
+    return run(x, module._w, module._text, module._size, bias, module._policy)  # type: ignore[no-any-return]

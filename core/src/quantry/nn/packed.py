@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from quantry.convert import convert
 from quantry.dtypes import dtype_name, torch_dtype
 from quantry.errors import FormatError, ShapeError, UsageError
-from quantry.kernel import Kernel, NumericsMode, Op
+from quantry.kernel import BoundLinear, Kernel, NumericsMode, Op
 from quantry.layout import Layout
 from quantry.plugins import registry
 from quantry.policy import Policy
@@ -25,6 +25,15 @@ __all__ = ["PackedModule"]
 
 _EXTRA = "_extra_state"
 Self = TypeVar("Self", bound="PackedModule")
+
+
+class Bound(NamedTuple):
+    """The linear call of each row bucket, good while `name` is still the buffer `first` on `device`."""
+
+    name: str
+    first: Tensor
+    device: torch.device
+    calls: tuple[BoundLinear, ...]
 
 
 class PackedModule(nn.Module):
@@ -43,6 +52,7 @@ class PackedModule(nn.Module):
         self.compute_dtype = torch.float32 if bias is None else bias.dtype
         self._policy = ""
         self._plan: dict[Op, tuple[Kernel, ...]] | None = None
+        self._bound: Bound | None = None
         if bias is not None and not isinstance(bias, nn.Parameter):
             bias = nn.Parameter(bias, requires_grad=False)
         self.register_parameter("bias", bias)
@@ -115,6 +125,7 @@ class PackedModule(nn.Module):
             self._install(convert(self.storable(), decision.storage, release=release_pages))
         self._policy = str(policy)
         self._plan = {op: decision.plan(op) for op in self.needs}
+        self._bound = None
 
     @property
     def kernels(self) -> Mapping[Op, tuple[Kernel, ...]]:
@@ -131,7 +142,7 @@ class PackedModule(nn.Module):
         self._size = list(qt.shape)
         # not register_buffer: a dense layout's buffer is called `weight`, as the property is
         self._buffers.update(qt.buffers)
-        self._plan = None
+        self._plan = self._bound = None
 
     @property
     def _w(self) -> list[Tensor]:
@@ -144,6 +155,15 @@ class PackedModule(nn.Module):
             self.prepare()
         assert self._plan is not None
         return self._plan
+
+    def bind(self) -> Bound:
+        """The linear kernels bound to the buffers as they are, resolved first where nobody has prepared."""
+        kernels = self._ready()["linear"]  # may repack: buffers are looked up after it
+        w = self._w
+        made = {kernel: kernel.bind(w, self.layout, self.shape) for kernel in set(kernels)}
+        calls = tuple(made[kernel] for kernel in kernels)
+        self._bound = Bound(self._names[0], w[0], w[0].device, calls)
+        return self._bound
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         first = self._w[0]
@@ -159,6 +179,7 @@ class PackedModule(nn.Module):
         probe = fn(torch.empty(0, dtype=self.compute_dtype, device=first.device))
         if target.type != first.device.type or probe.dtype != self.compute_dtype:
             self._plan = None
+        self._bound = None
         self.compute_dtype = probe.dtype
         return self
 
@@ -209,12 +230,12 @@ class PackedModule(nn.Module):
                 )
             )
         self._saved_layout = str(layout)
-        self._plan = None
+        self._plan = self._bound = None
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *rest)
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
-        state["_plan"] = None  # kernels belong to this process
+        state["_plan"] = state["_bound"] = None  # kernels and addresses belong to this process
         return state
 
 

@@ -26,7 +26,7 @@ class TiedHead(nn.Module):
         )
         needs: tuple[Op, ...] = ("embedding", "linear")
         embedding.needs = needs
-        embedding._plan = None
+        embedding._plan = embedding._bound = None
 
     @property
     def owner(self) -> QuantEmbedding:
