@@ -78,7 +78,7 @@ def test_a_row_of_wrong_length_is_refused() -> None:
         unpack(torch.zeros(4, dtype=torch.uint8), 3, 11)
 
 
-# spec/afq_mlx.md §1: units of 3, 5 and 3 bytes
+# MLX's units: of 3, 5 and 3 bytes
 @pytest.mark.parametrize(
     ("bits", "unit"),
     [

@@ -167,7 +167,7 @@ def test_perm_gathers_the_input() -> None:
 
 
 def test_hqq_axis_0_is_the_transposed_view() -> None:
-    """spec/hqq.md §1: W.reshape(g, n/g), one scale and zero per column."""
+    """HQQ: W.reshape(g, n/g), one scale and zero per column."""
     rng = np.random.default_rng(1)
     q = rng.integers(0, 16, (8, 30), dtype=np.uint8)
     zero, scale = rng.normal(7, 1, 30).astype(np.float32), rng.normal(0, 1, 30).astype(np.float32)
@@ -182,7 +182,7 @@ def test_hqq_axis_0_is_the_transposed_view() -> None:
 
 
 def test_mlx_words_are_the_codes_viewed_as_bytes() -> None:
-    """A 4-bit uint32 word of MLX holds code j at bit 4j (spec/afq_mlx.md §1)."""
+    """A 4-bit uint32 word of MLX holds code j at bit 4j."""
     word = torch.tensor([[0x76543210, -0x1234568]], dtype=torch.int32)  # second word 0xFEDCBA98
     buffers = {"codes": word.view(torch.uint8), "scales": torch.ones(1, 1), "biases": torch.zeros(1, 1)}
     qt = QuantizedTensor(GroupedAffine(4, 16, "in", "bias", "f32"), (1, 16), buffers)

@@ -1,4 +1,5 @@
-"""Codebook weights against values quoted from spec/bnb.md §1 and spec/gguf.md, and loops written from §2."""
+"""Codebook weights against values quoted from bitsandbytes/functional.py and ggml-common.h, and loops of our
+own."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from quantry.layouts.tables import dynamic_map
 from quantry.tensor import QuantizedTensor
 from quantry.testing.layouts import LayoutSuite
 
-# spec/bnb.md §1, read column by column
+# bitsandbytes/functional.py, read column by column
 NF4 = [
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
     -0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0,
@@ -25,9 +26,9 @@ NF4 = [
 ]  # fmt: skip
 # "magnitudes are {0, 1/16, 8, 12, 4, 6, 2, 3}/12", sign bit 8
 FP4 = [sign * v / 12 for sign in (1, -1) for v in (0, 1 / 16, 8, 12, 4, 6, 2, 3)]
-# spec/gguf.md, block formats
+# ggml-common.h
 IQ4_NL = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113]
-# spec/fp8.md §1
+# OCP MX 1.0
 E2M1 = [sign * v for sign in (1, -1) for v in (0, 0.5, 1, 1.5, 2, 3, 4, 6)]
 QUOTED = {"nf4": NF4, "fp4": FP4, "iq4_nl": IQ4_NL, "e2m1": E2M1}
 
@@ -123,7 +124,8 @@ def test_flat_and_row_forms_share_their_bytes() -> None:
 
 
 def test_the_dynamic_map_follows_its_formula() -> None:
-    """Float64 arithmetic from spec/bnb.md §2; the constant is that of float32, an ulp away at most."""
+    """Float64 arithmetic from bitsandbytes/functional.py; the constant is that of float32, an ulp away at
+    most."""
     exact = {0.0, 1.0}
     for i in range(7):
         points = np.linspace(0.1, 1, 2**i + 1)

@@ -16,7 +16,7 @@ from quantry.tensor import QuantizedTensor
 from quantry.testing.layouts import LayoutSuite
 
 TORCH = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2, "e8m0": torch.float8_e8m0fnu}
-E2M1 = [0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6]  # spec/fp8.md §1
+E2M1 = [0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6]  # OCP MX 1.0
 
 NVFP4 = ScaledFloat("e2m1", (1, 16), "e4m3", outer=True)
 ALL_CODES = torch.arange(256, dtype=torch.uint8)

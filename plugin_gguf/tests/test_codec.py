@@ -14,7 +14,7 @@ from quantry_gguf.layout import GgmlBlocks
 from quantry_gguf.types import BY_NAME
 
 CODEC = GgufCodec()
-# ggml codes as mistral.rs writes them (spec/uqff.md §3)
+# ggml codes as mistral.rs writes them (mistral.rs, uqff-format.md)
 CODES = {
     **{"q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "q8_1": 9},
     **{"q2_k": 10, "q3_k": 11, "q4_k": 12, "q5_k": 13, "q6_k": 14, "q8_k": 15},

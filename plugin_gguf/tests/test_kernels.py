@@ -1,6 +1,6 @@
 """The native kernels against float64 on every instruction set of this machine.
 
-The weights are decoded by the `gguf` package. The tolerance is the bound of spec/cpu_kernels.md §2:
+The weights are decoded by the `gguf` package. The tolerance is this bound:
 activations are rounded by at most max|x| / 254 of their block, sums are f32. Formats with minimums add s·q
 and m apart, so their sums are bounded by |s·q| + |m| instead of |s·q - m|.
 """

@@ -51,7 +51,7 @@ class TestGgmlBlocks(LayoutSuite):
 @pytest.mark.parametrize("name", BY_NAME)
 def test_sizes_equal_those_of_gguf(name: str) -> None:
     sizes = {q.name.lower(): size for q, size in gguf.GGML_QUANT_SIZES.items()}
-    # gguf 0.19 lacks q2_0 and keeps an old q8_1 of 40 bytes (spec/gguf.md §2)
+    # gguf 0.19 lacks q2_0 and keeps an old q8_1 of 40 bytes (ggml.h)
     sizes |= {"q2_0": (64, 18), "q8_1": (32, 36)}
     assert (BY_NAME[name].block, BY_NAME[name].block_bytes) == sizes[name]
     ids = {q.name.lower(): q.value for q in gguf.GGMLQuantizationType} | {"q2_0": 42}

@@ -32,7 +32,7 @@ __all__ = [
     "write_safetensors",
 ]
 
-# safetensors sorts entries by this rank, then by name (safetensors/src/tensor.rs `prepare`; spec/uqff.md §2)
+# safetensors sorts entries by this rank, then by name (safetensors/src/tensor.rs, `prepare`)
 _RANK = (
     "u64", "i64", "f64", "f32", "u32", "i32", "bf16", "f16", "u16", "i16",
     "f8_e8m0", "f8_e4m3", "f8_e5m2", "i8", "u8", "bool",

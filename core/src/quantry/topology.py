@@ -1,4 +1,4 @@
-"""Per-layer pins of an ISQ type: mistral.rs' topology files (spec/mistralrs.md §5)."""
+"""Per-layer pins of an ISQ type: mistral.rs' topology files (mistralrs-core/src/topology)."""
 
 from __future__ import annotations
 

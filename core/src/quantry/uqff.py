@@ -1,4 +1,5 @@
-"""UQFF 1.x checkpoints: packed layers in shards, the rest in `residual.safetensors` (spec/uqff.md)."""
+"""UQFF 1.x checkpoints: packed layers in shards, the rest in `residual.safetensors` (mistral.rs,
+uqff-format.md)."""
 
 from __future__ import annotations
 

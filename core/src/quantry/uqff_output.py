@@ -1,4 +1,5 @@
-"""The shards of one UQFF output: planned from layouts, then written in any order (spec/uqff.md §2, §3)."""
+"""The shards of one UQFF output: planned from layouts, then written in any order (mistral.rs,
+uqff-format.md)."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ __all__ = [
 SHARD_BYTES = 10 * 1024**3
 VERSION_TEXT = ".".join(map(str, VERSION))
 
-# `<key>.bias` by tag, spec/uqff.md §6; others keep the source's type (mistral.rs casts FP8's to F8: lossy)
+# `<key>.bias` by tag, as mistral.rs writes it; others keep the source's type (mistral.rs casts FP8's to F8:
+# lossy)
 _BIAS_DTYPE = {0: "f32", 2: "f32", 5: "f32", 6: "bf16"}
 
 

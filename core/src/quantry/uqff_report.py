@@ -1,4 +1,5 @@
-"""`uqff_report.json`: which shards make an output and how each layer is stored (spec/uqff.md §7)."""
+"""`uqff_report.json`: which shards make an output and how each layer is stored (mistral.rs,
+uqff-format.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which `.uqff` files make one output, and what their headers hold together (spec/uqff.md §2, §8)."""
+"""Which `.uqff` files make one output, and what their headers hold together (mistral.rs, uqff-format.md)."""
 
 from __future__ import annotations
 

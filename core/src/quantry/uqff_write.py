@@ -1,4 +1,4 @@
-"""Write UQFF 1.2: shards, residual tensors, config, report, in one go (spec/uqff.md §1, §7)."""
+"""Write UQFF 1.2: shards, residual tensors, config, report, in one go (mistral.rs, uqff-format.md)."""
 
 from __future__ import annotations
 

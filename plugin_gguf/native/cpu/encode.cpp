@@ -1,4 +1,4 @@
-// Encoders of ggml blocks. Rules: spec/gguf.md §4; layouts: §3. See encode.h for what is exact.
+// Encoders of ggml blocks. Rules: ggml-quants.c; layouts: ggml-common.h. See encode.h for what is exact.
 #include "encode.h"
 
 #include <quantry/dispatch.h>

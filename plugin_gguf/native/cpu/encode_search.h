@@ -1,4 +1,4 @@
-// The scale searches of ggml-quants.c (spec/gguf.md §4), one sub-block per lane.
+// The scale searches of ggml-quants.c, one sub-block per lane.
 #pragma once
 #include "encode_lanes.h"
 

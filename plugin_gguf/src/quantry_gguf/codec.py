@@ -1,4 +1,4 @@
-"""UQFF tag 0: ggml blocks as one byte string, a type code and a shape (spec/uqff.md §3)."""
+"""UQFF tag 0: ggml blocks as one byte string, a type code and a shape (mistral.rs, uqff-format.md)."""
 
 from __future__ import annotations
 

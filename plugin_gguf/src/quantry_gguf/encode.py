@@ -1,4 +1,4 @@
-"""Quantizers whose bytes equal llama.cpp's: Q4_0 … Q8_0 and Q4_K, Q5_K, Q6_K (spec/gguf.md §4)."""
+"""Quantizers whose bytes equal llama.cpp's: Q4_0 … Q8_0 and Q4_K, Q5_K, Q6_K (ggml-quants.c)."""
 
 from __future__ import annotations
 
@@ -84,7 +84,8 @@ class _Row(NamedTuple):
     width: int | None = None
 
 
-# what mistral.rs takes instead: spec/uqff.md §4 (shapes that do not divide), §3 (embedding and output head)
+# what mistral.rs takes instead: fallbacks where a shape does not divide, promotion of embedding and output
+# head
 _TABLE = (
     _Row("q4_0", ("f32",), "q6_k"),
     _Row("q4_1", ("f32",), "q6_k"),

@@ -150,7 +150,7 @@ def _layout(ggml: GgmlType) -> Layout:
 
 
 def _ops(name: str, shape: tuple[int, ...], tied: bool) -> tuple[str, ...]:
-    """What a runtime does with the tensor, by llama.cpp's names (spec/gguf.md §8)."""
+    """What a runtime does with the tensor, by llama.cpp's names (gguf-py/gguf/tensor_mapping.py)."""
     if not name.endswith(".weight") or any(word in name for word in _CONVOLUTIONS) or "_norm." in name:
         return ()
     if len(shape) == 3:

@@ -48,7 +48,7 @@ class GroupedAffine(Layout):
     codes   uint8 [*, C, ceil(group*bits/8)]    column c of that view, from the top
     scales        [*, C]                        zeros or biases likewise
     ```
-    Leading dimensions (experts) stand before every buffer. Sources: spec/{gptq,awq,hqq,afq_mlx}.md.
+    Leading dimensions (experts) stand before every buffer. Sources: AutoGPTQ, AutoAWQ, hqq, mlx.
 
     >>> str(GroupedAffine(4, 128, "in", "int", "f16", perm=True))
     'affine:b4,g128,in,int,f16,perm'

@@ -46,7 +46,7 @@ class GroupedCodebook(Layout):
     nested_scales  float32 [*, ceil(B/256)]
     nested_offset  float32 [*]          dynamic = tables.dynamic_map(), a constant of the layout
     ```
-    Leading dimensions (experts) stand before every buffer. Source: spec/bnb.md §1, §2.
+    Leading dimensions (experts) stand before every buffer. Source: bitsandbytes/functional.py.
 
     >>> str(GroupedCodebook("nf4", 64, "nested"))
     'codebook:nf4,g64,nested'

@@ -34,7 +34,8 @@ class ScaledFloat(Layout):
     ```
     Scales of type e8m0 (2^(s-127), 0xFF is NaN) and e4m3 are uint8 buffers. Blocks at the edges may be short,
     as in FP8 checkpoints. NaN codes give NaN. Products in float32, scale * outer first, as in ModelOpt.
-    Leading dimensions (experts) stand before every buffer. Sources: spec/fp8.md §1, §2, §7, §8.
+    Leading dimensions (experts) stand before every buffer. Sources: OCP MX 1.0; DeepSeek-V3 and ModelOpt
+    checkpoints.
 
     ```
     float:e4m3,0x0,f32            FP8 per tensor         float:e4m3,1x32,e8m0         MXFP8

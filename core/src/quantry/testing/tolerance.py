@@ -1,6 +1,6 @@
 """How far a kernel may be from float64 on the dequantized weight, from what it says about its rounding.
 
-Source: spec/cpu_kernels.md §2. Per output of K products in blocks b, with dequantized weights w:
+Per output of K products in blocks b, with dequantized weights w:
 ```
 |Δ| <= Σ_b (max|x_b| / 254) Σ_{k in b} |w_k|          activations rounded to int8 (0 when exact)
      + 2^-23 (2 + K/32) Σ_k |x_k| max_{block of k}|w| float32 sums; s·q and s·z may be summed apart

@@ -1,4 +1,4 @@
-"""Types without super-blocks: Q4_0 … Q8_1, IQ4_NL, MXFP4, NVFP4, Q1_0, Q2_0 (spec/gguf.md §3).
+"""Types without super-blocks: Q4_0 … Q8_1, IQ4_NL, MXFP4, NVFP4, Q1_0, Q2_0 (ggml-common.h, ggml-quants.c).
 
 Each function maps uint8 [n, block_bytes] to float32 [n, block]. Products associate left to right, as in
 ggml-quants.c.

@@ -1,4 +1,4 @@
-"""Super-blocks of 256 whose codes index grids: IQ1_*, IQ2_*, IQ3_* (spec/gguf.md §3).
+"""Super-blocks of 256 whose codes index grids: IQ1_*, IQ2_*, IQ3_* (ggml-common.h, ggml-quants.c).
 
 Each function maps uint8 [n, block_bytes] to float32 [n, 256]. A grid row gives 8 (IQ1, IQ2) or 4 (IQ3)
 values.

@@ -1,4 +1,4 @@
-"""Super-blocks of 256 with integer sub-scales: Q2_K … Q6_K, Q8_K, IQ4_XS (spec/gguf.md §3).
+"""Super-blocks of 256 with integer sub-scales: Q2_K … Q6_K, Q8_K, IQ4_XS (ggml-common.h, ggml-quants.c).
 
 Each function maps uint8 [n, block_bytes] to float32 [n, 256]. Products associate left to right, as in
 ggml-quants.c.

@@ -1,4 +1,4 @@
-"""Ternary super-blocks of 256: TQ1_0 (five trits a byte) and TQ2_0 (spec/gguf.md §3)."""
+"""Ternary super-blocks of 256: TQ1_0 (five trits a byte) and TQ2_0 (ggml-common.h, ggml-quants.c)."""
 
 from __future__ import annotations
 

@@ -45,7 +45,8 @@ class Architecture:
     """What a GGUF file of this `general.architecture` leaves unsaid, and how its tensors differ.
 
     block: module names of a layer, GGUF to transformers. constants: config fields the architecture fixes.
-    interleaved_rope: q and k rows are stored for interleaved rotation and are moved back (spec/gguf.md §8).
+    interleaved_rope: q and k rows are stored for interleaved rotation and are moved back
+    (gguf-py/gguf/tensor_mapping.py).
     norm_offset: added to every norm weight by the converter; transformers' modules add it themselves.
     head_dim_field: whether the config class has `head_dim`.
     bias_fields: config flags that the presence of a GGUF bias tensor decides.

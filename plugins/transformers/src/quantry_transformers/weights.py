@@ -104,7 +104,7 @@ def folder_weights(checkpoint: Checkpoint, config: PreTrainedConfig) -> HfWeight
 def unpermute_rows(qt: QuantizedTensor, heads: int) -> QuantizedTensor:
     """Rows of q or k moved from interleaved to half-split rotary order, packed as they are.
 
-    File row h·D + 2i + b holds row h·D + b·D/2 + i, D = rows per head (spec/gguf.md §8).
+    File row h·D + 2i + b holds row h·D + b·D/2 + i, D = rows per head (gguf-py/gguf/tensor_mapping.py).
     Raises ShapeError where rows cannot be moved alone.
     """
     import torch

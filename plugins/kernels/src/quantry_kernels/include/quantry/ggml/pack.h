@@ -96,7 +96,7 @@ QUANTRY_INLINE void unpack_nibble_run(uint8_t* run, const uint8_t* low, const ui
   }
 }
 
-// block: F::kBlockBytes of one row in ggml's order (spec/gguf.md §3) → one lane.
+// block: F::kBlockBytes of one row in ggml's order (ggml-common.h, ggml-quants.c) → one lane.
 template <class F>
 QUANTRY_INLINE void pack_block(const uint8_t* block, const LaneOfBlock& to) {
   constexpr int chunk_bytes = kLowBytes<F>;

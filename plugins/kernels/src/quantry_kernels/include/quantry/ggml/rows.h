@@ -13,7 +13,7 @@ QUANTRY_INLINE float half_at(const uint8_t* p) {
   return from_half(h);
 }
 
-// One block in ggml's order (spec/gguf.md §3) → y[kBlock].
+// One block in ggml's order (ggml-common.h, ggml-quants.c) → y[kBlock].
 template <class F>
 QUANTRY_INLINE void dequantize_block(const uint8_t* block, float* y) {
   const float d = half_at(block);
