@@ -30,6 +30,10 @@ def best_of(command: list[str], times: int) -> float:
     return 1e3 * min(taken)
 
 
+def output_of(command: list[str]) -> bytes:
+    return subprocess.run(command, check=True, capture_output=True).stdout
+
+
 def start_up() -> dict[str, float]:
     bare = best_of([sys.executable, "-c", "pass"], 10)
     quantry = Path(sys.executable).parent / "quantry"
@@ -76,22 +80,26 @@ def load_and_memory(model: Path) -> dict[str, float]:
     """A fresh process runs the model; the baseline is a fresh process that only imports torch and
     transformers."""
     code = (
-        "import resource, torch, transformers; from transformers import AutoModelForCausalLM, GemmaTokenizerFast;"
-        "from transformers.models.gemma3 import modeling_gemma3;"
+        "import resource, torch, transformers\n"
+        "from transformers import PreTrainedTokenizerFast{classes}\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
     )
-    bare = int(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout)
+    classes = ", AutoModelForCausalLM\nfrom transformers.models.gemma3 import modeling_gemma3"
+    bare = int(output_of([sys.executable, "-c", code.format(classes="")]))
+    with_classes = int(output_of([sys.executable, "-c", code.format(classes=classes)]))
     quantry = str(Path(sys.executable).parent / "quantry")
     command = [quantry, "run", str(model), "-p", PROMPT, "-n", "64", "--temperature", "0", "--json"]
-    runs = [json.loads(subprocess.run(command, check=True, capture_output=True).stdout) for _ in range(3)]
+    runs = [json.loads(output_of(command)) for _ in range(3)]
     best = min(runs, key=lambda run: run["load_s"])
     peak = min(run["peak_rss_bytes"] for run in runs)
     return {
         "load_s": best["load_s"],
         "peak_rss_bytes": peak,
         "import_rss_bytes": bare,
+        "import_with_model_class_rss_bytes": with_classes,
         "file_bytes": model.stat().st_size,
         "peak_over_import_and_file_mb": (peak - bare - model.stat().st_size) / 1e6,
+        "peak_over_import_with_model_class_and_file_mb": (peak - with_classes - model.stat().st_size) / 1e6,
     }
 
 
