@@ -1,4 +1,4 @@
-"""Quantizers whose bytes equal llama.cpp's: Q4_0 … Q8_0 and Q4_K, Q5_K, Q6_K (ggml-quants.c)."""
+"""Quantizers whose bytes equal llama.cpp's: Q4_0 … Q8_1 and Q4_K, Q5_K, Q6_K, Q8_K (ggml-quants.c)."""
 
 from __future__ import annotations
 
@@ -92,9 +92,11 @@ _TABLE = (
     _Row("q5_0", ("f32",), "q8_0"),
     _Row("q5_1", ("f32",), "q8_0"),
     _Row("q8_0", ("f32",), None, 8),
+    _Row("q8_1", ("f32",), "q8_0"),
     _Row("q4_k", ("q4_1", "f32"), "q6_k", 4),
     _Row("q5_k", ("q5_0", "f32"), "q8_0", 5),
     _Row("q6_k", ("q5_1", "f32"), "q8_0", 6),
+    _Row("q8_k", ("q8_1", "f32"), "q8_0"),
 )
 
 

@@ -21,6 +21,7 @@ Examples:
   quantry quantize ./hf-folder --isq q4k -o out.uqff
   quantry quantize ./hf-folder --isq q4k,q8_0 -o folder
   quantry quantize ./hf-folder --isq 4 -o out.uqff --dry-run
+  quantry quantize model.gguf --isq keep -o out.uqff      as UQFF, every weight in the type it has
 """
 
 
