@@ -63,30 +63,32 @@ def answers(site: Path) -> dict:
 
 def test_it_is_one_file_of_metadata_and_one_of_code(site):
     (dist,) = (
-        d for d in importlib.metadata.distributions(path=[str(site)]) if d.metadata["Name"] == "quantry-tern"
+        d
+        for d in importlib.metadata.distributions(path=[str(site)])
+        if d.metadata["Name"] == "quantry-template"
     )
     files = [str(f) for f in dist.files or [] if ".dist-info" not in str(f) and "__pycache__" not in str(f)]
-    assert files == ["quantry_tern.py"]
+    assert files == ["quantry_template.py"]
 
 
 def test_it_is_listed(site):
     rows = json.loads(run(site, "-m", "quantry.cli", "plugins", "--json").stdout)["plugins"]
-    (row,) = (r for r in rows if r["name"] == "tern")
+    (row,) = (r for r in rows if r["name"] == "template")
     assert (row["ok"], row["dist"], row["kernels"], row["devices"]) == (
         True,
-        "quantry-tern",
-        ["tern.gemv"],
+        "quantry-template",
+        ["template.gemv"],
         ["cpu"],
     )
 
 
 def test_it_is_chosen_where_it_may_run(answers):
-    assert answers["1"]["chosen"] == "tern.gemv"
+    assert answers["1"]["chosen"] == "template.gemv"
 
 
 def test_it_is_explained_where_it_may_not(answers):
     assert answers["16"]["chosen"] == "reference"
-    (candidate,) = (c for c in answers["16"]["candidates"] if c["kernel"] == "tern.gemv")
+    (candidate,) = (c for c in answers["16"]["candidates"] if c["kernel"] == "template.gemv")
     assert not candidate["ok"]
     assert candidate["reason"] == "one row only"
 
@@ -97,7 +99,7 @@ def test_it_computes_what_the_layout_means(answers):
 
 
 def test_its_own_test_passes_where_it_is_installed(site):
-    test = TEMPLATE / "tests" / "test_tern.py"
+    test = TEMPLATE / "tests" / "test_template.py"
     done = run(
         site,
         "-m",
@@ -113,15 +115,15 @@ def test_its_own_test_passes_where_it_is_installed(site):
 
 
 def test_the_conformance_kit_passes_without_pytest(site):
-    done = run(site, "-m", "quantry.cli", "plugins", "check", "tern", "--json")
+    done = run(site, "-m", "quantry.cli", "plugins", "check", "template", "--json")
     (row,) = json.loads(done.stdout)["plugins"]
     assert row["problems"] == []
-    assert {"plugin tern", "kernel tern.gemv"} <= {s["subject"] for s in row["subjects"]}
+    assert {"plugin template", "kernel template.gemv"} <= {s["subject"] for s in row["subjects"]}
 
 
 def test_the_readme_and_the_code_are_short():
     assert len((TEMPLATE / "README.md").read_text().splitlines()) <= 50
-    assert len((TEMPLATE / "quantry_tern.py").read_text().splitlines()) <= 100
+    assert len((TEMPLATE / "quantry_template.py").read_text().splitlines()) <= 100
 
 
 def test_packed_codes_are_read_in_the_order_that_the_layout_states(site):
@@ -129,11 +131,11 @@ def test_packed_codes_are_read_in_the_order_that_the_layout_states(site):
     code = """
 import torch
 from quantry import GroupedAffine, QuantizedTensor
-from quantry_tern import TernaryGemv
+from quantry_template import TwoBitGemv
 layout = GroupedAffine(2, 0, "in", "mid", "f32")
 codes = torch.tensor([[0b11_10_01_00, 0b00_00_00_11]], dtype=torch.uint8)
 qt = QuantizedTensor(layout, (1, 8), {"codes": codes, "scales": torch.ones(1, 1)})
 w = list(qt.buffers.values())
-print([TernaryGemv().matmul(row.view(1, 8), w, layout, (1, 8), None).item() for row in torch.eye(8)])
+print([TwoBitGemv().matmul(row.view(1, 8), w, layout, (1, 8), None).item() for row in torch.eye(8)])
 """
     assert run(site, "-c", code).stdout.strip() == "[-2.0, -1.0, 0.0, 1.0, 1.0, -2.0, -2.0, -2.0]"

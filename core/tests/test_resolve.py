@@ -195,3 +195,32 @@ def test_storage_is_kept_where_asked():
         pytest.raises(NoKernelError),
     ):
         resolve(Dense("f16"), SHAPE, ("linear",), "f32", "cpu", POLICY, keep_storage=True)
+
+
+def test_a_partial_decision_serves_the_rows_it_can():
+    plan = decide(OneRow(), partial=True).plan("linear")
+    assert [k and k.name for k in plan] == ["t.one_row"] + [None] * (len(BUCKETS) - 1)
+
+
+class Doubles(OneRow):
+    """A wrong product, so that a test sees who computed it."""
+
+    def matmul(self, x, w, layout, shape, bias):
+        return x.new_full((*x.shape[:-1], shape[0]), 2.0)
+
+
+def test_a_module_runs_the_rows_that_have_a_kernel_and_says_why_it_cannot_run_others():
+    layout = affine()
+    buffers = {
+        n: torch.zeros(s.shape, dtype=quantry.torch_dtype(s.dtype)) for n, s in layout.buffers(SHAPE).items()
+    }
+    layer = quantry.QuantLinear(QuantizedTensor(layout, SHAPE, buffers))
+    with installed(Plugin((Doubles(),)), alone=True):
+        assert layer(torch.ones(1, 64)).eq(2).all()
+        with pytest.raises(NoKernelError, match="one row only"):
+            layer(torch.ones(2, 64))
+        with pytest.raises(NoKernelError, match="one row only"):
+            layer.prepare()
+        shown = quantry.explain(layer.qt, batch=2)["tensors"][0]
+        assert (shown["chosen"], shown["error"]) == (None, "no kernel serves 2 rows")
+        assert quantry.explain(layer.qt)["tensors"][0]["chosen"] == "t.one_row"

@@ -89,7 +89,7 @@ def _row(
         row["error"] = "a plain parameter: no kernel multiplies by it"
         return row
     try:
-        decision = resolve(layout, shape, ops, dtype, device, policy, tensor=name)
+        decision = resolve(layout, shape, ops, dtype, device, policy, tensor=name, partial=True)
     except NoKernelError as e:
         row["error"] = str(e)
         row["candidates"] = [
@@ -106,14 +106,17 @@ def _row(
         return row
     row["storage"] = str(decision.storage)
     row["chosen"] = _chosen(decision, ops, batch)
+    if row["chosen"] is None:
+        row["error"] = f"no kernel serves {batch} rows"
     row["candidates"] = [dataclasses.asdict(c) for c in decision.candidates if c.rows == _bucket(c.op, batch)]
     return row
 
 
-def _chosen(decision: Decision, ops: Sequence[Op], batch: int) -> str:
+def _chosen(decision: Decision, ops: Sequence[Op], batch: int) -> str | None:
     """The kernel of the op that does the arithmetic: the last of embedding, linear."""
     op = ops[-1]
-    return decision.kernels[op, 0 if op == "embedding" else bucket_index(batch)].name
+    kernel = decision.kernels.get((op, 0 if op == "embedding" else bucket_index(batch)))
+    return None if kernel is None else kernel.name
 
 
 def _bucket(op: str, batch: int) -> int:

@@ -51,9 +51,9 @@ class Decision:
     kernels: Mapping[tuple[str, int], Kernel]
     candidates: tuple[Candidate, ...]
 
-    def plan(self, op: Op) -> tuple[Kernel, ...]:
-        """The kernel of each row bucket of `op`."""
-        return tuple(self.kernels[op, i] for i in range(len(_buckets_of(op))))
+    def plan(self, op: Op) -> tuple[Kernel | None, ...]:
+        """The kernel of each row bucket of `op`; None only in a partial decision."""
+        return tuple(self.kernels.get((op, i)) for i in range(len(_buckets_of(op))))
 
 
 def resolve(
@@ -66,15 +66,17 @@ def resolve(
     *,
     keep_storage: bool = False,
     rows: int | None = None,
+    partial: bool = False,
     tensor: str | None = None,
     time_of: TimeOf | None = None,
 ) -> Decision:
     """Choose one storage for the weight and one kernel per op and row bucket.
 
-    rows: only the bucket of this row count, where one call is all there is.
+    rows: only the bucket of this row count, where one call is all there is. partial: where no storage serves
+    every bucket, take the one that serves most; the buckets it lacks have no kernel in the decision.
     Storages are the weight's own layout and, unless `keep_storage`, what exact conversions reach. Order is
     total: measured time, else priority, then kernels of the layout's own plugin, then the name.
-    Raises NoKernelError, carrying every candidate, when an op has no kernel in any one storage.
+    Raises NoKernelError, carrying every candidate, when nothing serves what was asked.
     """
     info = registry().device(device)
     storages = [layout] if keep_storage else list(reachable(layout, shape))
@@ -85,7 +87,7 @@ def resolve(
         if rows is None or op == "embedding" or i == bucket_index(rows)
     ]
     candidates: list[Candidate] = []
-    trials: list[tuple[tuple[float, bool, str], Layout, dict[tuple[str, int], Kernel]]] = []
+    trials: list[tuple[tuple[float, float, bool, str], Layout, dict[tuple[str, int], Kernel]]] = []
     for storage in storages:
         grown = _growth(layout, storage, shape, policy)
         chosen: dict[tuple[str, int], Kernel] = {}
@@ -97,8 +99,9 @@ def resolve(
             if best is not None:
                 score += _WEIGHTS[i] * best[0]
                 chosen[op, i] = best[1]
-        if len(chosen) == len(wanted):
-            trials.append(((score, storage != layout, str(storage)), storage, chosen))
+        if len(chosen) == len(wanted) or (partial and chosen):
+            lacking = sum(_WEIGHTS[i] for key in wanted if key not in chosen for i in key[1:])
+            trials.append(((lacking, score, storage != layout, str(storage)), storage, chosen))
     if not trials:
         raise _no_kernel(layout, shape, ops, dtype, str(info), policy, candidates, tensor)
     _, storage, kernels = min(trials, key=lambda trial: trial[0])
@@ -187,8 +190,8 @@ def _rank(kernel: Kernel, storage: Layout, time_us: float | None) -> tuple[bool,
 def _marked(c: Candidate, storage: Layout, kernels: Mapping[tuple[str, int], Kernel]) -> Candidate:
     if not c.ok:
         return c
-    winner = kernels[c.op, _buckets_of(c.op).index(c.rows)]
-    if c.storage != str(storage):
+    winner = kernels.get((c.op, _buckets_of(c.op).index(c.rows)))
+    if winner is None or c.storage != str(storage):
         reason = f"the weight is stored as {storage}"
     elif winner.name == c.kernel:
         reason = None

@@ -126,9 +126,16 @@ class ExpertsLoop(Kernel):
             rows = wide[mask]
             one = QuantizedTensor(layout, shape[1:], {name: b[e] for name, b in stack.buffers.items()})
             found = resolve(
-                layout, shape[1:], ("linear",), dtype_name(x.dtype), x.device, policy, keep_storage=True
+                layout,
+                shape[1:],
+                ("linear",),
+                dtype_name(x.dtype),
+                x.device,
+                policy,
+                keep_storage=True,
+                rows=len(rows),
             )
-            kernel = found.plan("linear")[bucket_index(len(rows))]
+            kernel = found.kernels["linear", bucket_index(len(rows))]
             y[mask] = kernel.matmul(
                 rows, list(one.buffers.values()), layout, shape[1:], None if bias is None else bias[e]
             )

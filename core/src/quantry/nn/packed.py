@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
+from quantry import ops
 from quantry.convert import convert
 from quantry.dtypes import dtype_name, torch_dtype
 from quantry.errors import FormatError, ShapeError, UsageError
@@ -51,7 +52,7 @@ class PackedModule(nn.Module):
         self.needs: tuple[Op, ...] = self.ops  # a tied head adds an op to its embedding
         self.compute_dtype = torch.float32 if bias is None else bias.dtype
         self._policy = ""
-        self._plan: dict[Op, tuple[Kernel, ...]] | None = None
+        self._plan: dict[Op, tuple[Kernel | None, ...]] | None = None
         self._bound: Bound | None = None
         if bias is not None and not isinstance(bias, nn.Parameter):
             bias = nn.Parameter(bias, requires_grad=False)
@@ -104,11 +105,13 @@ class PackedModule(nn.Module):
         numerics: NumericsMode | None = None,
         reference: bool | None = None,
         tensor: str | None = None,
+        partial: bool = False,
     ) -> None:
         """Resolve the kernels of every row bucket and store the weight as they want it.
 
         What is not given stays as the current policy (`quantry.use`, environment) has it.
-        Raises NoKernelError naming `tensor`.
+        Raises NoKernelError naming `tensor`; with `partial` only where no row count at all has a kernel, and
+        later calls with a row count that has none raise it.
         """
         policy = Policy.parse(self._policy)
         policy = Policy(
@@ -120,7 +123,9 @@ class PackedModule(nn.Module):
         self.compute_dtype = dtype or self.compute_dtype
         own = registry().layout(self._saved_layout)
         name = dtype_name(self.compute_dtype)
-        decision = resolve(own, self.shape, self.needs, name, self.device, policy, tensor=tensor)
+        decision = resolve(
+            own, self.shape, self.needs, name, self.device, policy, tensor=tensor, partial=partial
+        )
         if decision.storage != self.layout:
             self._install(convert(self.storable(), decision.storage, release=release_pages))
         self._policy = str(policy)
@@ -128,7 +133,7 @@ class PackedModule(nn.Module):
         self._bound = None
 
     @property
-    def kernels(self) -> Mapping[Op, tuple[Kernel, ...]]:
+    def kernels(self) -> Mapping[Op, tuple[Kernel | None, ...]]:
         """The kernel of each op and row bucket; empty before `prepare` or the first call."""
         return self._plan or {}
 
@@ -149,10 +154,10 @@ class PackedModule(nn.Module):
         buffers = self._buffers
         return [buffers[name] for name in self._names]  # type: ignore[misc]
 
-    def _ready(self) -> dict[Op, tuple[Kernel, ...]]:
+    def _ready(self) -> dict[Op, tuple[Kernel | None, ...]]:
         """The plan, resolved at the first eager call where nobody prepared the model."""
         if self._plan is None:
-            self.prepare()
+            self.prepare(partial=True)
         assert self._plan is not None
         return self._plan
 
@@ -160,10 +165,14 @@ class PackedModule(nn.Module):
         """The linear kernels bound to the buffers as they are, resolved first where nobody has prepared."""
         kernels = self._ready()["linear"]  # may repack: buffers are looked up after it
         w = self._w
-        made = {kernel: kernel.bind(w, self.layout, self.shape) for kernel in set(kernels)}
-        calls = tuple(made[kernel] for kernel in kernels)
+        made = {k: k.bind(w, self.layout, self.shape) for k in set(kernels) if k is not None}
+        calls = tuple(self._unbound if kernel is None else made[kernel] for kernel in kernels)
         self._bound = Bound(self._names[0], w[0], w[0].device, calls)
         return self._bound
+
+    def _unbound(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """For a row count without a kernel: the op resolves anew, and says why nothing can run it."""
+        return ops.linear(x, self._w, self._text, self._size, bias, self._policy)  # type: ignore[no-any-return]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         first = self._w[0]

@@ -22,7 +22,7 @@ def kernels_in_use(model: PreTrainedModel) -> dict[str, int]:
     counts: Counter[str] = Counter()
     for module in model.modules():
         if isinstance(module, PackedModule):
-            counts.update(plan[0].name for plan in module.kernels.values())
+            counts.update(plan[0].name for plan in module.kernels.values() if plan[0] is not None)
         elif isinstance(module, nn.Linear):
             counts["torch.linear"] += 1
         elif isinstance(module, nn.Embedding):

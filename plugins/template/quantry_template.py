@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 _TILE_ROWS = 256  # codes of so many output features are spread to float32 at a time
 
 
-class TernaryGemv(Kernel):
+class TwoBitGemv(Kernel):
     """`y = Σ_g s_g (Σ_k q_k x_k - 2 Σ_k x_k)`: codes are summed per group and scaled once."""
 
-    name, version, op, family, device = "tern.gemv", 1, "linear", "affine", "cpu"
-    priority = 10
+    name, version, op, family, device = "template.gemv", 1, "linear", "affine", "cpu"
+    priority = -10  # an example gives way to every other kernel
     # einsum splits its sums by threads
     numerics = Numerics(accumulate="f32", activations="exact", deterministic=False)
 
@@ -62,4 +62,4 @@ class TernaryGemv(Kernel):
 @hookimpl
 def quantry_kernels() -> Iterable[Kernel]:
     """What this plugin gives."""
-    return [TernaryGemv()]
+    return [TwoBitGemv()]

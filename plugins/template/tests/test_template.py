@@ -1,0 +1,6 @@
+from quantry.testing import KernelSuite
+from quantry_template import TwoBitGemv
+
+
+class TestTwoBitGemv(KernelSuite):
+    kernel = TwoBitGemv()
