@@ -158,16 +158,7 @@ class PanelEmbedding(_Native):
         self, ids: Tensor, w: Sequence[Tensor], layout: Layout, shape: Shape, dtype: torch.dtype
     ) -> Tensor:
         """ids [*] → rows [*, K]."""
-        n, k = shape
-        ids = ids.contiguous()
-        y = w[0].new_empty((*ids.shape, k), dtype=dtype)
-        status = native.library().quantry_gguf_embedding(
-            native.target(), _id(layout), native.DTYPES[dtype], ids.data_ptr(), ids.numel(), n, k,
-            *_planes(w), y.data_ptr(), native.threads(),
-        )  # fmt: skip
-        if status:
-            native.fail(status, f"{self.name} on {layout} [{n}x{k}], ids {_span(ids)}")
-        return y
+        return _look_up(self.name, "embedding", _planes(w), ids, layout, shape, dtype)
 
 
 class RowsEmbedding(_Native):
@@ -189,16 +180,9 @@ class RowsEmbedding(_Native):
         self, ids: Tensor, w: Sequence[Tensor], layout: Layout, shape: Shape, dtype: torch.dtype
     ) -> Tensor:
         """ids [*] → rows [*, K]."""
-        n, k = shape
-        ids = ids.contiguous()
-        y = w[0].new_empty((*ids.shape, k), dtype=dtype)
-        status = native.library().quantry_gguf_embedding_rows(
-            native.target(), _id(layout), native.DTYPES[dtype], ids.data_ptr(), ids.numel(), n, k,
-            w[0].data_ptr(), w[0].nbytes, y.data_ptr(), native.threads(),
-        )  # fmt: skip
-        if status:
-            native.fail(status, f"{self.name} on {layout} [{n}x{k}], ids {_span(ids)}")
-        return y
+        return _look_up(
+            self.name, "embedding_rows", (w[0].data_ptr(), w[0].nbytes), ids, layout, shape, dtype
+        )
 
 
 class Dense16(_Native):
@@ -235,6 +219,28 @@ class Dense16(_Native):
         if status:
             native.fail(status, f"{self.name} on {layout} [{n}x{k}], {m} rows of {x.dtype}")
         return y
+
+
+def _look_up(
+    name: str,
+    function: str,
+    table: tuple[int | None, ...],
+    ids: Tensor,
+    layout: Layout,
+    shape: Shape,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Rows of a table by a native function; `table`: its buffers' addresses and bytes as that takes them."""
+    n, k = shape
+    ids = ids.contiguous()
+    y = ids.new_empty((*ids.shape, k), dtype=dtype)
+    status = getattr(native.library(), f"quantry_gguf_{function}")(
+        native.target(), _id(layout), native.DTYPES[dtype], ids.data_ptr(), ids.numel(), n, k,
+        *table, y.data_ptr(), native.threads(),
+    )  # fmt: skip
+    if status:
+        native.fail(status, f"{name} on {layout} [{n}x{k}], ids {_span(ids)}")
+    return y
 
 
 def _rows_of(x: Tensor, columns: int) -> tuple[Tensor, int, int]:

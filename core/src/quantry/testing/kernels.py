@@ -124,8 +124,8 @@ class KernelSuite(Suite):
         given, qt = self._draw(case)
         before = [t.clone() for t in (*given, *qt.buffers.values())]
         self._run(given, qt, None)
-        for now, was in zip((*given, *qt.buffers.values()), before, strict=True):
-            assert torch.equal(now, was), f"{self.kernel.name} wrote to an input: {case}"
+        for after, was in zip((*given, *qt.buffers.values()), before, strict=True):
+            assert torch.equal(after, was), f"{self.kernel.name} wrote to an input: {case}"
 
     def test_runs_in_threads(self) -> None:
         for case in self.cases()[::4]:
