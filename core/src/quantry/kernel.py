@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -31,7 +32,7 @@ def bucket_index(rows: int) -> int:
     >>> [BUCKETS[bucket_index(m)] for m in (0, 1, 2, 16, 17, 9999)]
     [1, 1, 4, 16, 64, 4096]
     """
-    return next((i for i, b in enumerate(BUCKETS) if rows <= b), len(BUCKETS) - 1)
+    return min(bisect_left(BUCKETS, rows), len(BUCKETS) - 1)
 
 
 @dataclass(frozen=True, slots=True)

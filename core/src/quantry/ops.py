@@ -35,34 +35,24 @@ _lib.define(
     "experts(Tensor x, Tensor ids, Tensor[] w, str layout, SymInt[] shape, Tensor? bias, str pin) -> Tensor"
 )
 
-_kernels: dict[tuple[Any, ...], tuple[Any, Kernel, Layout]] = {}
-_repacked = (
-    WeakIdKeyDictionary()
-)  # first buffer of an unprepared weight → its buffers in the storage chosen for it
+# (op, layout, shape, …) → its registry, kernel, storage, and the storage again where it is another layout
+_kernels: dict[tuple[Any, ...], tuple[Any, Kernel, Layout, Layout | None]] = {}
+_repacked = WeakIdKeyDictionary()  # first buffer of an unprepared weight → its buffers in the storage chosen
 
 
 def _run(
     op: Op, dtype: torch.dtype, rows: int, w: Sequence[Tensor], layout: str, shape: Sequence[int], pin: str
-) -> Any:
-    """(kernel, buffers, storage layout) for one call; buffers differ from `w` only for an unprepared
-    module."""
+) -> tuple[Kernel, Sequence[Tensor], Layout]:
+    """(kernel, buffers, storage) for one call; buffers differ from `w` for an unprepared module only."""
     where = w[0].device
-    key = (
-        op,
-        layout,
-        tuple(shape),
-        dtype,
-        where.type,
-        where.index,
-        bucket_index(rows),
-        pin or Policy.parse(""),
-    )
+    key = (op, layout, tuple(shape), dtype, where, bucket_index(rows), pin or Policy.parse(""))
     hit = _kernels.get(key)
     if hit is None or hit[0] is not registry():
-        hit = _kernels[key] = (registry(), *_find(op, dtype, rows, where, layout, tuple(shape), pin))
-    _, kernel, storage = hit
-    if str(storage) != layout:
-        w = _repack(w, layout, tuple(shape), storage)
+        kernel, storage = _find(op, dtype, rows, where, layout, tuple(shape), pin)
+        hit = _kernels[key] = (registry(), kernel, storage, None if str(storage) == layout else storage)
+    _, kernel, storage, other = hit
+    if other is not None:
+        w = _repack(w, layout, tuple(shape), other)
     return kernel, w, storage
 
 

@@ -6,9 +6,11 @@ Equal inputs give equal bits on any number of threads.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from ctypes import addressof
-from typing import TYPE_CHECKING, ClassVar
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from quantry import Kernel, Layout, Numerics, Problem, ShapeError
 from quantry_gguf import native
@@ -57,48 +59,63 @@ class _PanelLinear(_Native):
         self, x: Tensor, w: Sequence[Tensor], layout: Layout, shape: Shape, bias: Tensor | None
     ) -> Tensor:
         """x [*, K] → [*, N]."""
-        return self.bind(w, layout, shape)(x, bias)
+        weight = _weight(native.target(), _id(layout), self.exact, *shape, *_planes(w))
+        return _multiply(weight, x, bias)
 
     def bind(
         self, w: Sequence[Tensor], layout: Layout, shape: Shape
     ) -> Callable[[Tensor, Tensor | None], Tensor]:
-        """The call with everything but x and bias prepared; `w` stays alive with it."""
-        n, k = shape
-        target, kind, (codes, high, meta, size) = native.target(), _id(layout), _planes(w)
-        weight = native.BoundLinear(target, kind, self.exact, 0, n, k, codes, high, meta, size)
-        described = addressof(weight)
-        held = (weight, *w)  # the addresses are good as long as these live
-        run, dtypes, threads_now = native.library().quantry_gguf_linear_bound, native.DTYPES, native.threads
-        few = size < _SERIAL_BYTES
+        """The same with everything but x and bias prepared; `w` stays alive with it."""
+        weight = _weight(native.target(), _id(layout), self.exact, *shape, *_planes(w))
+        return partial(_multiply, weight._replace(held=tuple(w)))
 
-        def call(x: Tensor, bias: Tensor | None) -> Tensor:
-            if k and x.is_contiguous() and x.size(-1) == k:
-                m, stride = x.numel() // k, k
-            else:
-                x, m, stride = _rows_of(x, k)
-            scratch, address, room = None, None, 0
-            if m > 1 or k > _STACK_COLUMNS:
-                threads = threads_now()
-                scratch, room = native.scratch("linear", target, kind, self.exact, m, k, threads)
-                address = scratch.data_ptr()
-            else:
-                threads = 1 if few else threads_now()
-            y = x.new_empty((m, n) if x.dim() == 2 else (*x.shape[:-1], n))
-            if bias is None:
-                offset = None
-            else:
-                bias = bias if dtypes[bias.dtype] == 0 else bias.float()
-                offset = bias.data_ptr()
-            kind_of_x = dtypes[x.dtype]
-            status = run(
-                described, kind_of_x, m, x.data_ptr(), stride, offset, y.data_ptr(), threads, address, room
-            )
-            if status:
-                what = f"{self.name} on {layout} [{n}x{k}], {m} rows of {x.dtype}, {len(held) - 1} planes"
-                native.fail(status, what)
-            return y
 
-        return call
+class _Weight(NamedTuple):
+    """One weight as native code takes it, and what Python asks about it."""
+
+    run: Callable[..., int]
+    address: int  # of `described`
+    k: int
+    n: int
+    serial: bool  # one row is too little work for a second thread
+    described: native.BoundLinear
+    held: tuple[Tensor, ...] = ()  # the addresses in `described` are good as long as these live
+
+
+@functools.lru_cache(maxsize=4096)
+def _weight(
+    target: int, kind: int, exact: int, n: int, k: int, codes: int, high: int | None, meta: int, size: int
+) -> _Weight:
+    """By addresses: the same ones make the same description, whoever holds them."""
+    described = native.BoundLinear(target, kind, exact, 0, n, k, codes, high, meta, size)
+    run = native.library().quantry_gguf_linear_bound
+    return _Weight(run, addressof(described), k, n, size < _SERIAL_BYTES, described)
+
+
+def _multiply(weight: _Weight, x: Tensor, bias: Tensor | None) -> Tensor:
+    run, described, k, n, serial, full, _ = weight
+    if k and x.is_contiguous() and x.size(-1) == k:
+        m, stride = x.numel() // k, k
+    else:
+        x, m, stride = _rows_of(x, k)
+    scratch, address, room = None, None, 0
+    if m > 1 or k > _STACK_COLUMNS:
+        threads = native.threads()
+        scratch, room = native.scratch("linear", full.target, full.type, full.exact, m, k, threads)
+        address = scratch.data_ptr()
+    else:
+        threads = 1 if serial else native.threads()
+    y = x.new_empty((m, n) if x.dim() == 2 else (*x.shape[:-1], n))
+    if bias is None:
+        offset = None
+    else:
+        bias = bias if native.DTYPES[bias.dtype] == 0 else bias.float()
+        offset = bias.data_ptr()
+    kind = native.DTYPES[x.dtype]
+    status = run(described, kind, m, x.data_ptr(), stride, offset, y.data_ptr(), threads, address, room)
+    if status:
+        native.fail(status, f"linear [{n}x{k}] of ggml type {full.type}, {m} rows of {x.dtype}")
+    return y
 
 
 class PanelInt8(_PanelLinear):
