@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 
-__all__ = ["dist_for_method", "dist_for_suffix", "what_to_install"]
+__all__ = ["dist_for_method", "dist_for_suffix", "dist_for_tag", "what_to_install"]
 
 # a directory of published dists, as a phone book is: nothing in the core behaves differently by it
 _FAMILY = {"ggml": "quantry-gguf", "ggml_panel": "quantry-gguf"}
@@ -17,6 +17,15 @@ _METHOD = {
     "hqq": "quantry-hqq",
     "mxfp4": "quantry-mx",
 }
+_UQFF_TAG = (
+    "quantry-gguf",
+    "quantry",
+    "quantry-hqq",
+    "quantry-fp8",
+    "quantry-afq-metal",
+    "quantry-fp8",
+    "quantry-mx",
+)
 
 
 def what_to_install(family: str, device: str) -> str:
@@ -38,6 +47,11 @@ def dist_for_suffix(suffix: str) -> str | None:
 def dist_for_method(method: str) -> str | None:
     """The dist that reads checkpoints of this `quant_method`, None when unknown."""
     return _METHOD.get(method)
+
+
+def dist_for_tag(tag: int) -> str:
+    """The dist that reads layers of a UQFF 1.2 tag, 0 to 6."""
+    return _UQFF_TAG[tag]
 
 
 def _installed(dist: str) -> bool:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from quantry.codec import UqffCodec
 from quantry.errors import DuplicateTensor, FormatError, HeaderError, PluginError, QuantryError
 from quantry.format import Detection, Format, TensorEntry
+from quantry.hints import dist_for_tag
 from quantry.layout import Layout, Shape
 from quantry.layouts.dense import Dense
 from quantry.roles import ops_of
@@ -35,16 +36,8 @@ __all__ = ["RESIDUAL", "Layer", "UqffFormat", "read_layer"]
 
 RESIDUAL = "residual.safetensors"
 
+LAST_TAG = 6  # of UQFF 1.2
 _SMALL_BYTES = 4096  # entries up to this size are facts about the layer, read while listing
-_DIST_OF_TAG = (
-    "quantry-gguf",
-    "quantry",
-    "quantry-hqq",
-    "quantry-fp8",
-    "quantry-afq-metal",
-    "quantry-fp8",
-    "quantry-mx",
-)
 _PLAIN = ("unquant", "f32", "f16", "bf16")
 _BIAS_DTYPES = ("f32", "f16", "bf16", "f64", "f8_e4m3")
 
@@ -194,9 +187,9 @@ def _codecs(tag: int) -> list[UqffCodec]:
     found = [codec for codec in registry().codecs if codec.tag == tag]
     if found:
         return found
-    if tag >= len(_DIST_OF_TAG):
-        raise HeaderError(f"tag {tag} is unknown to UQFF 1.2, which ends at {len(_DIST_OF_TAG) - 1}")
-    raise PluginError(f"no installed plugin reads UQFF tag {tag}", hint=f"pip install {_DIST_OF_TAG[tag]}")
+    if tag > LAST_TAG:
+        raise HeaderError(f"tag {tag} is unknown to UQFF 1.2, which ends at {LAST_TAG}")
+    raise PluginError(f"no installed plugin reads UQFF tag {tag}", hint=f"pip install {dist_for_tag(tag)}")
 
 
 def _understand(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import nn
 
@@ -33,12 +31,10 @@ def prepare(
     dtype: torch.dtype | None = None,
     numerics: NumericsMode | None = None,
     reference: bool | None = None,
-    done: Callable[[str, PackedModule], None] | None = None,
 ) -> nn.Module:
     """Resolve and repack every packed module of `model`, one tensor at a time; every loader calls this last.
 
-    done(name, module) is told after each one. Memory: weights that lie in a mapped file leave it as they are
-    repacked, so that the model is never in memory twice.
+    Weights that lie in a mapped file leave it as they are repacked: the model is never in memory twice.
     Raises NoKernelError naming the first tensor that nothing can run.
     """
     for module in model.modules():
@@ -48,6 +44,4 @@ def prepare(
     for name, module in model.named_modules():
         if isinstance(module, PackedModule):
             module.prepare(dtype, numerics, reference, tensor=f"{name}.weight" if name else "weight")
-            if done is not None:
-                done(name, module)
     return model
