@@ -20,8 +20,9 @@ import torch
 from gguf import GGMLQuantizationType
 from gguf.quants import dequantize
 
-from quantry import KernelError, PluginError, QuantizedTensor, UsageError
+from quantry import KernelError, NativeLibrary, PluginError, QuantizedTensor, UsageError
 from quantry_gguf import native
+from quantry_gguf.kernels import PanelExact, PanelInt8
 from quantry_gguf.layout import GgmlBlocks
 from quantry_gguf.panel import CONVERSIONS, PLANES, GgmlPanel
 from quantry_gguf.types import BY_NAME
@@ -109,22 +110,29 @@ def linear(
 ) -> torch.Tensor:
     m, columns = x.shape
     rows = w.dense.shape[0]
-    lib, ggml = native.library(), BY_NAME[kind]
+    lib = native.library()
+    full = described(kind, exact, w, rows, columns)
     need = ctypes.c_int64()
+    listed = (ctypes.c_void_p * 1)(ctypes.addressof(full))
     status = lib.quantry_gguf_linear_scratch(
-        native.target(), ggml.id, exact, m, columns, threads, ctypes.addressof(need)
+        ctypes.addressof(listed), 1, m, threads, ctypes.addressof(need)
     )
     assert status == 0
     scratch = torch.full((need.value,), 0xA5, dtype=torch.uint8)
     y = torch.full((m, rows), float("nan"), dtype=x.dtype)
-    status = lib.quantry_gguf_linear(
-        native.target(), ggml.id, exact, DTYPES[x.dtype], m, rows, columns, x.data_ptr(), x.stride(0),
-        pointer(w.planes["codes"]), pointer(w.planes.get("high")), pointer(w.planes["meta"]),
-        sum(p.nbytes for p in w.planes.values()), pointer(bias), y.data_ptr(), threads,
-        scratch.data_ptr(), need.value,
+    status = lib.quantry_gguf_linear_one(
+        ctypes.addressof(full), DTYPES[x.dtype], m, x.data_ptr(), x.stride(0), pointer(bias), y.data_ptr(),
+        threads, scratch.data_ptr(), need.value,
     )  # fmt: skip
     assert status == 0
     return y
+
+
+def described(kind: str, exact: bool, w: Weight, rows: int, columns: int) -> native.BoundLinear:
+    return native.BoundLinear(
+        native.target(), BY_NAME[kind].id, exact, 0, rows, columns, pointer(w.planes["codes"]),
+        pointer(w.planes.get("high")), pointer(w.planes["meta"]), sum(p.nbytes for p in w.planes.values()),
+    )  # fmt: skip
 
 
 def bound(kind: str, exact: bool, x: np.ndarray, w: Weight, y: np.ndarray, dtype: torch.dtype) -> np.ndarray:
@@ -331,36 +339,64 @@ def test_dense_weights_of_16_bits(target: int, kind: torch.dtype, dtype: torch.d
 
 def test_sizes_that_do_not_agree_return_a_status() -> None:
     w, x, y = weight("q4_k", 33, 512), activations(3, 512), torch.empty(3, 33)
-    need = native.scratch("linear", native.target(), 12, 0, 3, 512, 1)[1]
-    scratch = torch.empty(need, dtype=torch.uint8)
-    codes, high, meta, size = planes_of(w)
+    full = described("q4_k", False, w, 33, 512)
+    listed = (ctypes.c_void_p * 1)(ctypes.addressof(full))
+    scratch, need = native.scratch("linear", ctypes.addressof(listed), 1, 3, 1)
+    size = full.plane_bytes
     good = [
-        native.target(), 12, 0, 0, 3, 33, 512, x.data_ptr(), 512, codes, high, meta, size, None, y.data_ptr(),
-        1, scratch.data_ptr(), need,
+        ctypes.addressof(full), 0, 3, x.data_ptr(), 512, None, y.data_ptr(), 1, scratch.data_ptr(), need
     ]  # fmt: skip
-    call = native.library().quantry_gguf_linear
+    call = native.library().quantry_gguf_linear_one
     assert call(*good) == 0
     bad = {
-        0: (9, -1),
-        1: (10, 99),
-        3: (3, -1),
-        4: (-1, 1 << 60),
-        5: (-1, 32, 1 << 62),
-        6: (-256, 511, 256, 1 << 62),
-        7: (None,),
-        8: (511, -5),
-        9: (None,),
-        11: (None,),
-        12: (0, size - 1, size + 1),
-        14: (None,),
-        16: (None,),
-        17: (0, need - 65, -1),
+        1: (3, -1),
+        2: (-1, 1 << 60),
+        3: (None,),
+        4: (511, -5),
+        6: (None,),
+        8: (None,),
+        9: (0, need - 65, -1),
     }
     for position, values in bad.items():
         for value in values:
             arguments = list(good)
             arguments[position] = value
             assert call(*arguments) in range(1, 6), (position, value)
+    lies = {
+        "target": (9, -1),
+        "type": (10000, -3),
+        "rows": (-1, 32, 1 << 62),
+        "columns": (-256, 511, 256, 1 << 62),
+        "codes": (None,),
+        "meta": (None,),
+        "plane_bytes": (0, size - 1, size + 1),
+    }
+    for field, values in lies.items():
+        for value in values:
+            wrong = native.BoundLinear.from_buffer_copy(full)
+            setattr(wrong, field, value)
+            assert call(ctypes.addressof(wrong), *good[1:]) in range(1, 6), (field, value)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("m", [0, 1, 3, 40])
+def test_a_group_of_weights_gives_what_each_gives_alone(exact: bool, m: int) -> None:
+    kinds = {"q4_k": 48, "q6_k": 33, "q8_0": 16}
+    parts = {kind: weight(kind, rows, 512) for kind, rows in kinds.items()}
+    x = activations(m, 512)
+    kernel = (PanelExact if exact else PanelInt8)()
+    group = kernel.bind_group(
+        [(list(w.planes.values()), GgmlPanel(kind), (kinds[kind], 512)) for kind, w in parts.items()]
+    )
+    assert group is not None
+    for y, (kind, w) in zip(group(x), parts.items(), strict=True):
+        assert torch.equal(y, linear(kind, exact, x, w))
+
+
+def test_a_group_needs_equal_columns() -> None:
+    small, large = weight("q8_0", 16, 256), weight("q8_0", 16, 512)
+    members = [(list(w.planes.values()), GgmlPanel("q8_0"), tuple(w.dense.shape)) for w in (small, large)]
+    assert PanelExact().bind_group(members) is None
 
 
 def test_an_unknown_instruction_set_names_the_known_ones() -> None:
@@ -390,18 +426,19 @@ class OtherRuntime:
 
 
 def test_a_second_openmp_runtime_is_named_and_means_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "_one_thread", False)
+    monkeypatch.setattr(native.LIBRARY, "_one_thread", False)
     with pytest.warns(
         RuntimeWarning, match=r"two OpenMP runtimes are loaded: .*libc.* by quantry-gguf, .*gomp.* by torch"
     ):
-        native._share_openmp(OtherRuntime())  # type: ignore[arg-type]
+        native.LIBRARY._share_openmp(OtherRuntime())  # type: ignore[arg-type]
     assert native.threads() == 1
 
 
-def test_a_missing_library_is_a_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(native, "files", lambda package: tmp_path)
-    for cached in (native._loaded, native.library):
-        monkeypatch.setattr(native, cached.__name__, cached.__wrapped__)
-    assert native.why_not() == "quantry-gguf was installed without its native library; reinstall its wheel"
+def test_a_missing_library_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "hollow").mkdir()
+    (tmp_path / "hollow" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    hollow = NativeLibrary("hollow", "hollow_cpu", "quantry_hollow", "quantry-hollow")
+    assert hollow.why_not() == "quantry-hollow was installed without its native library; reinstall its wheel"
     with pytest.raises(PluginError, match="without its native library"):
-        native.library()
+        hollow.library()

@@ -6,7 +6,16 @@ from torch import Tensor
 
 from quantry import Layout, Shape
 from quantry.testing import ConversionSuite, KernelSuite, LayoutSuite, random_weight
-from quantry_gguf.kernels import Dense16, PanelEmbedding, PanelExact, PanelInt8, PanelLinearDx, RowsEmbedding
+from quantry_gguf.kernels import (
+    Dense16,
+    PanelEmbedding,
+    PanelExact,
+    PanelExpertsExact,
+    PanelExpertsInt8,
+    PanelInt8,
+    PanelLinearDx,
+    RowsEmbedding,
+)
 from quantry_gguf.layout import GgmlBlocks
 from quantry_gguf.panel import CONVERSIONS, PLANES, GgmlPanel, PackPanels, UnpackPanels
 from quantry_gguf.types import BY_NAME
@@ -18,6 +27,14 @@ class TestPanelInt8(KernelSuite):
 
 class TestPanelExact(KernelSuite):
     kernel = PanelExact()
+
+
+class TestPanelExpertsInt8(KernelSuite):
+    kernel = PanelExpertsInt8()
+
+
+class TestPanelExpertsExact(KernelSuite):
+    kernel = PanelExpertsExact()
 
 
 class TestPanelLinearDx(KernelSuite):

@@ -144,51 +144,82 @@ QUANTRY_EXPORT int quantry_gguf_unpack(int target, int type, int64_t batch, int6
   return QUANTRY_OK;
 }
 
-// *bytes = scratch that quantry_gguf_linear needs.
-QUANTRY_EXPORT int quantry_gguf_linear_scratch(int target, int type, int exact, int64_t m, int64_t columns, int threads,
+// *bytes = scratch that quantry_gguf_linear needs for `m` rows and these weights.
+QUANTRY_EXPORT int quantry_gguf_linear_scratch(const QuantryBoundLinear* const* weights, int count, int64_t m, int threads,
                                                int64_t* bytes) {
-  FIND_OPS(target);
-  if (!sizes_of(type)) return QUANTRY_BAD_TYPE;
-  if (!sane(m, columns)) return QUANTRY_BAD_SHAPE;
-  int64_t need = ops->linear_scratch(type, exact, m, columns, allowed(threads));
+  *bytes = 0;
+  int64_t need = 0;
+  for (int i = 0; i < count; ++i) {
+    FIND_OPS(weights[i]->target);
+    if (!sizes_of(weights[i]->type)) return QUANTRY_BAD_TYPE;
+    if (!sane(m, weights[i]->columns)) return QUANTRY_BAD_SHAPE;
+    need += ops->linear_scratch(*weights[i], m, allowed(threads));
+  }
   *bytes = need ? need + kAlignment : 0;
   return QUANTRY_OK;
 }
 
-// y[m, rows] = x[m, columns] · Wᵀ + bias. x: row stride in elements, columns contiguous; y: contiguous. bias f32 or null.
-// exact 1: x is used as given, f32 accumulation. exact 0: ggml's int8 activations (per 32, K types per 256).
-QUANTRY_EXPORT int quantry_gguf_linear(int target, int type, int exact, int dtype, int64_t m, int64_t rows,
-                                       int64_t columns, const void* x, int64_t stride, const void* codes,
-                                       const void* high, const void* meta, int64_t plane_bytes, const float* bias,
-                                       void* y, int threads, void* scratch, int64_t scratch_bytes) {
-  FIND_OPS(target);
-  RETURN_IF_BAD(check_weight(sizes_of(type), rows, columns, codes, high, meta, plane_bytes));
-  RETURN_IF_BAD(check_activations(dtype, m, columns, stride, x, y));
-  if (!sane(m, rows)) return QUANTRY_BAD_SHAPE;
-  if (m == 0 || rows == 0) return QUANTRY_OK;
-  if (!y) return QUANTRY_BAD_BUFFER;
+// ys[i][m, rows of weight i] = x[m, columns] · Wᵢᵀ + biases[i] for weights of one target and equal columns, in one parallel
+// region. x: row stride in elements, columns contiguous; y: contiguous. biases: null, or f32 or null each.
+QUANTRY_EXPORT int quantry_gguf_linear(const QuantryBoundLinear* const* weights, int count, int dtype, int64_t m,
+                                       const void* x, int64_t stride, const float* const* biases, void* const* ys,
+                                       int threads, void* scratch, int64_t scratch_bytes) {
+  if (count <= 0) return QUANTRY_OK;
+  FIND_OPS(weights[0]->target);
   threads = allowed(threads);
-  int64_t need = ops->linear_scratch(type, exact, m, columns, threads);
+  int64_t need = 0;
+  for (int i = 0; i < count; ++i) {
+    const QuantryBoundLinear& w = *weights[i];
+    RETURN_IF_BAD(check_weight(sizes_of(w.type), w.rows, w.columns, w.codes, w.high, w.meta, w.plane_bytes));
+    RETURN_IF_BAD(check_activations(dtype, m, w.columns, stride, x, ys[i]));
+    if (!sane(m, w.rows) || w.columns != weights[0]->columns) return QUANTRY_BAD_SHAPE;
+    if (w.target != weights[0]->target) return QUANTRY_BAD_TARGET;
+    if (m && w.rows && !ys[i]) return QUANTRY_BAD_BUFFER;
+    need += ops->linear_scratch(w, m, threads);
+  }
+  if (m == 0) return QUANTRY_OK;
   void* space = need ? aligned(scratch, scratch_bytes, need) : nullptr;
   if (need && !space) return QUANTRY_BAD_SCRATCH;
-  ops->linear(type, exact, dtype, m, rows, columns, x, stride, codes, high, meta, bias, y, threads, space);
+  ops->linear(weights, count, dtype, m, x, stride, biases, ys, threads, space);
   return QUANTRY_OK;
 }
 
-// One weight, described once: of quantry_gguf_linear's arguments those that do not change between calls.
-struct QuantryBoundLinear {
-  int32_t target, type, exact, unused;
-  int64_t rows, columns;
-  const void *codes, *high, *meta;
-  int64_t plane_bytes;
-};
+// The same for one weight: each argument costs a caller through ctypes 60 ns.
+QUANTRY_EXPORT int quantry_gguf_linear_one(const QuantryBoundLinear* w, int dtype, int64_t m, const void* x,
+                                           int64_t stride, const float* bias, void* y, int threads, void* scratch,
+                                           int64_t scratch_bytes) {
+  return quantry_gguf_linear(&w, 1, dtype, m, x, stride, &bias, &y, threads, scratch, scratch_bytes);
+}
 
-// quantry_gguf_linear with few arguments: each costs a caller through ctypes 60 ns.
-QUANTRY_EXPORT int quantry_gguf_linear_bound(const QuantryBoundLinear* w, int dtype, int64_t m, const void* x,
-                                             int64_t stride, const float* bias, void* y, int threads, void* scratch,
-                                             int64_t scratch_bytes) {
-  return quantry_gguf_linear(w->target, w->type, w->exact, dtype, m, w->rows, w->columns, x, stride, w->codes, w->high,
-                             w->meta, w->plane_bytes, bias, y, threads, scratch, scratch_bytes);
+QUANTRY_EXPORT int quantry_gguf_experts_scratch(const QuantryBoundLinear* w, int64_t experts, int64_t tokens, int64_t slots,
+                                                int threads, int64_t* bytes) {
+  FIND_OPS(w->target);
+  if (!sizes_of(w->type)) return QUANTRY_BAD_TYPE;
+  if (!sane(tokens, slots) || experts < 0 || !sane(tokens * slots, w->columns)) return QUANTRY_BAD_SHAPE;
+  *bytes = ops->experts_scratch(*w, experts, tokens * slots, allowed(threads)) + kAlignment;
+  return QUANTRY_OK;
+}
+
+// y[tokens, slots, rows] = x · W[ids[token, slot]]ᵀ + bias[id] for `experts` matrices as described by `w`, whose planes lie
+// one after the other; plane_bytes is of one. shared: x has one row a token, else one a slot. bias [experts, rows] or null.
+QUANTRY_EXPORT int quantry_gguf_experts(const QuantryBoundLinear* w, int64_t experts, int dtype, int64_t tokens,
+                                        int64_t slots, int shared, const void* x, int64_t stride, const int64_t* ids,
+                                        const float* bias, void* y, int threads, void* scratch, int64_t scratch_bytes) {
+  FIND_OPS(w->target);
+  RETURN_IF_BAD(check_weight(sizes_of(w->type), w->rows, w->columns, w->codes, w->high, w->meta, w->plane_bytes));
+  if (!sane(tokens, slots) || experts < 0 || !sane(experts, w->plane_bytes)) return QUANTRY_BAD_SHAPE;
+  const int64_t pairs = tokens * slots;
+  RETURN_IF_BAD(check_activations(dtype, shared ? tokens : pairs, w->columns, stride, x, y));
+  if (!sane(pairs, w->rows)) return QUANTRY_BAD_SHAPE;
+  if (pairs == 0 || w->rows == 0) return QUANTRY_OK;
+  if (!ids || !y) return QUANTRY_BAD_BUFFER;
+  for (int64_t i = 0; i < pairs; ++i)
+    if (ids[i] < 0 || ids[i] >= experts) return QUANTRY_BAD_INDEX;
+  threads = allowed(threads);
+  void* space = aligned(scratch, scratch_bytes, ops->experts_scratch(*w, experts, pairs, threads));
+  if (!space) return QUANTRY_BAD_SCRATCH;
+  ops->experts(*w, experts, dtype, tokens, slots, shared, x, stride, ids, bias, y, threads, space);
+  return QUANTRY_OK;
 }
 
 QUANTRY_EXPORT int quantry_gguf_linear_dx_scratch(int target, int64_t m, int64_t rows, int threads, int64_t* bytes) {

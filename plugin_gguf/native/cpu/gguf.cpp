@@ -1,10 +1,11 @@
 // The kernels of ggml's block types and of dense 16-bit weights for one instruction set.
+#include <quantry/backward.h>
 #include <quantry/dense16.h>
 #include <quantry/dispatch.h>
-#include <quantry/ggml/backward.h>
-#include <quantry/ggml/linear.h>
+#include <quantry/experts.h>
 #include <quantry/ggml/repack.h>
 #include <quantry/ggml/rows.h>
+#include <quantry/ggml/source.h>
 
 #include "ops.h"
 
@@ -28,24 +29,63 @@ void unpack(int type, int64_t batch, int64_t rows, int64_t columns, void* blocks
   with_format(type, [&](auto f) { unpack_panels<decltype(f)>(a); });
 }
 
-int64_t scratch_of_linear(int type, int exact, int64_t m, int64_t columns, int threads) {
+// Calls body(source, Const<exact>) for a weight of any type.
+template <class Body>
+QUANTRY_INLINE void with_source(const QuantryBoundLinear& w, Body&& body) {
+  with_format(w.type, [&](auto f) {
+    GgmlSource<decltype(f)> source{planes_of(w.codes, w.high, w.meta), w.rows, w.columns};
+    if (w.exact) body(source, Const<1>{});
+    else body(source, Const<0>{});
+  });
+}
+
+int64_t scratch_of_linear(const QuantryBoundLinear& w, int64_t m, int threads) {
   int64_t bytes = 0;
-  with_format(type, [&](auto f) {
-    using F = decltype(f);
-    bytes = exact ? linear_scratch<F, true>(m, columns, threads) : linear_scratch<F, false>(m, columns, threads);
+  with_source(w, [&](auto source, auto exact) { bytes = linear_scratch<decltype(source), exact>(source, m, threads); });
+  return bytes;
+}
+
+// One parallel region for all weights: the fork and join of a small matrix costs more than its product.
+void run_linear(const QuantryBoundLinear* const* weights, int count, int dtype, int64_t m, const void* x, int64_t stride,
+                const float* const* biases, void* const* ys, int threads, void* scratch) {
+  int64_t bytes = 0;
+  for (int i = 0; i < count; ++i) bytes += weights[i]->plane_bytes * m;
+  parallel(useful_threads(bytes, threads), [&](Team team) {
+    char* space = static_cast<char*>(scratch);
+    for (int i = 0; i < count; ++i) {
+      const QuantryBoundLinear& w = *weights[i];
+      LinearArgs a{{x, m, w.columns, stride, dtype}, {ys[i], w.rows, biases ? biases[i] : nullptr, dtype}, space};
+      with_source(w, [&](auto source, auto exact) {
+        linear_team<decltype(source), exact>(source, a, team);
+        space += linear_scratch<decltype(source), exact>(source, m, team.count);
+      });
+    }
+  });
+}
+
+int64_t scratch_of_experts(const QuantryBoundLinear& w, int64_t count, int64_t pairs, int threads) {
+  int64_t bytes = 0;
+  with_source(w, [&](auto source, auto exact) {
+    bytes = experts_scratch<decltype(source), exact>(source, pairs, count, threads);
   });
   return bytes;
 }
 
-void run_linear(int type, int exact, int dtype, int64_t m, int64_t rows, int64_t columns, const void* x, int64_t stride,
-                const void* codes, const void* high, const void* meta, const float* bias, void* y, int threads,
-                void* scratch) {
-  LinearArgs a{{x, m, columns, stride, dtype}, planes_of(codes, high, meta), rows, {y, rows, bias, dtype}, threads,
-               static_cast<char*>(scratch)};
-  with_format(type, [&](auto f) {
-    using F = decltype(f);
-    if (exact) linear<F, true>(a);
-    else linear<F, false>(a);
+void run_experts(const QuantryBoundLinear& w, int64_t count, int dtype, int64_t tokens, int64_t slots, int shared,
+                 const void* x, int64_t stride, const int64_t* ids, const float* bias, void* y, int threads, void* scratch) {
+  const int64_t pairs = tokens * slots;
+  ExpertsArgs a{{x, shared ? tokens : pairs, w.columns, stride, dtype}, ids, pairs, slots, shared != 0, count,
+                {y, w.rows, bias, dtype}, static_cast<char*>(scratch)};
+  with_source(w, [&](auto source, auto exact) {
+    using S = decltype(source);
+    const Planes first = source.w;
+    auto expert = [&](int64_t e) {
+      const int64_t panels = (w.rows + kRows - 1) / kRows;
+      S one = source;
+      one.w = S::expert(first, panels * e, w.columns);
+      return one;
+    };
+    experts<S, exact>(expert, a, threads);
   });
 }
 
@@ -53,9 +93,10 @@ int64_t scratch_of_linear_dx(int64_t m, int64_t rows, int threads) { return back
 
 void run_linear_dx(int type, int dtype, int64_t m, int64_t rows, int64_t columns, const void* dy, int64_t stride,
                    const void* codes, const void* high, const void* meta, void* dx, int threads, void* scratch) {
-  BackwardArgs a{{dy, m, rows, stride, dtype}, planes_of(codes, high, meta), columns, {dx, columns, nullptr, dtype},
-                 threads, static_cast<char*>(scratch)};
-  with_format(type, [&](auto f) { linear_dx<decltype(f)>(a); });
+  BackwardArgs a{{dy, m, rows, stride, dtype}, {dx, columns, nullptr, dtype}, static_cast<char*>(scratch)};
+  with_format(type, [&](auto f) {
+    linear_dx(GgmlSource<decltype(f)>{planes_of(codes, high, meta), rows, columns}, a, threads);
+  });
 }
 
 int run_embedding(int type, int dtype, const int64_t* ids, int64_t count, int64_t rows, int64_t columns,
@@ -79,6 +120,6 @@ QUANTRY_END
 
 using namespace quantry::QUANTRY_TARGET;
 QUANTRY_TABLE(GgufOps, quantry_gguf_ops) {
-  pack, unpack, scratch_of_linear, run_linear, scratch_of_linear_dx, run_linear_dx, run_embedding, scratch_of_dense,
+  pack, unpack, scratch_of_linear, run_linear, scratch_of_experts, run_experts, scratch_of_linear_dx, run_linear_dx, run_embedding, scratch_of_dense,
   run_dense,
 };

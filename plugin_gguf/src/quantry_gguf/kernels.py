@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from ctypes import addressof
+from ctypes import Array, addressof, c_void_p
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
@@ -43,11 +43,16 @@ class _Native(Kernel):
 
     def why_not(self, problem: Problem) -> str | None:
         """None for one matrix and f32, f16 or bf16 activations, when the native library is there."""
-        if problem.dtype not in ("f32", "f16", "bf16"):
-            return f"activations and results are f32, f16 or bf16, not {problem.dtype}"
-        if len(problem.shape) != 2:
-            return "one matrix at a time, not a stack of them"
-        return native.why_not()
+        reason = _activation_reason(problem)
+        if reason is None and len(problem.shape) != 2:
+            reason = "one matrix at a time, not a stack of them"
+        return reason or native.why_not()
+
+
+def _activation_reason(problem: Problem) -> str | None:
+    if problem.dtype in ("f32", "f16", "bf16"):
+        return None
+    return f"activations and results are f32, f16 or bf16, not {problem.dtype}"
 
 
 class _PanelLinear(_Native):
@@ -69,6 +74,19 @@ class _PanelLinear(_Native):
         weight = _weight(native.target(), _id(layout), self.exact, *shape, *_planes(w))
         return partial(_multiply, weight._replace(held=tuple(w)))
 
+    def bind_group(
+        self, weights: Sequence[tuple[Sequence[Tensor], Layout, Shape]]
+    ) -> Callable[[Tensor], list[Tensor]] | None:
+        """Weights of equal columns in one parallel region; the types may differ."""
+        if not weights or any(shape[1] != weights[0][2][1] for _, _, shape in weights):
+            return None
+        bound = tuple(
+            _weight(native.target(), _id(layout), self.exact, *shape, *_planes(w))._replace(held=tuple(w))
+            for w, layout, shape in weights
+        )
+        listed = (c_void_p * len(bound))(*(w.address for w in bound))
+        return partial(_multiply_group, _Group(bound, listed, tuple(w.n for w in bound)))
+
 
 class _Weight(NamedTuple):
     """One weight as native code takes it, and what Python asks about it."""
@@ -79,6 +97,7 @@ class _Weight(NamedTuple):
     n: int
     serial: bool  # one row is too little work for a second thread
     described: native.BoundLinear
+    listed: Array[c_void_p]  # the address as a list of one weight
     held: tuple[Tensor, ...] = ()  # the addresses in `described` are good as long as these live
 
 
@@ -88,12 +107,12 @@ def _weight(
 ) -> _Weight:
     """By addresses: the same ones make the same description, whoever holds them."""
     described = native.BoundLinear(target, kind, exact, 0, n, k, codes, high, meta, size)
-    run = native.library().quantry_gguf_linear_bound
-    return _Weight(run, addressof(described), k, n, size < _SERIAL_BYTES, described)
+    run, address = native.library().quantry_gguf_linear_one, addressof(described)
+    return _Weight(run, address, k, n, size < _SERIAL_BYTES, described, (c_void_p * 1)(address))
 
 
 def _multiply(weight: _Weight, x: Tensor, bias: Tensor | None) -> Tensor:
-    run, described, k, n, serial, full, _ = weight
+    run, described, k, n, serial, full, listed, _ = weight
     if k and x.is_contiguous() and x.size(-1) == k:
         m, stride = x.numel() // k, k
     else:
@@ -101,7 +120,7 @@ def _multiply(weight: _Weight, x: Tensor, bias: Tensor | None) -> Tensor:
     scratch, address, room = None, None, 0
     if m > 1 or k > _STACK_COLUMNS:
         threads = native.threads()
-        scratch, room = native.scratch("linear", full.target, full.type, full.exact, m, k, threads)
+        scratch, room = native.scratch("linear", addressof(listed), 1, m, threads)
         address = scratch.data_ptr()
     else:
         threads = 1 if serial else native.threads()
@@ -116,6 +135,35 @@ def _multiply(weight: _Weight, x: Tensor, bias: Tensor | None) -> Tensor:
     if status:
         native.fail(status, f"linear [{n}x{k}] of ggml type {full.type}, {m} rows of {x.dtype}")
     return y
+
+
+class _Group(NamedTuple):
+    """Weights of equal columns that one call multiplies x by."""
+
+    weights: tuple[_Weight, ...]
+    listed: Array[c_void_p]
+    columns: tuple[int, ...]  # of the results
+
+
+def _multiply_group(group: _Group, x: Tensor) -> list[Tensor]:
+    weights, listed, columns = group
+    k, count = weights[0].k, len(weights)
+    x, m, stride = _rows_of(x, k)
+    threads = native.threads()
+    scratch, address, room = None, None, 0
+    if m > 1 or k > _STACK_COLUMNS:
+        scratch, room = native.scratch("linear", addressof(listed), count, m, threads)
+        address = scratch.data_ptr()
+    lead = x.shape[:-1]
+    ys = [x.new_empty((*lead, n)) for n in columns]
+    to = (c_void_p * count)(*(y.data_ptr() for y in ys))
+    status = native.library().quantry_gguf_linear(
+        addressof(listed), count, native.DTYPES[x.dtype], m, x.data_ptr(), stride, None, addressof(to),
+        threads, address, room,
+    )  # fmt: skip
+    if status:
+        native.fail(status, f"linear {list(columns)} x {k}, {m} rows of {x.dtype}")
+    return ys
 
 
 class PanelInt8(_PanelLinear):
@@ -135,6 +183,65 @@ class PanelExact(_PanelLinear):
     """Activations as given, products and sums in f32."""
 
     name = "gguf.panel_exact"
+    exact = 1
+    priority = 10
+
+
+class _PanelExperts(_Native):
+    op = "experts"
+    family = "ggml_panel"
+    exact: ClassVar[int]
+
+    def why_not(self, problem: Problem) -> str | None:
+        """None for a stack of matrices and f32, f16 or bf16 activations."""
+        if len(problem.shape) != 3:
+            return f"a stack of matrices [experts, N, K] only, not {len(problem.shape)} dimensions"
+        return _activation_reason(problem) or native.why_not()
+
+    def experts(
+        self, x: Tensor, ids: Tensor, w: Sequence[Tensor], layout: Layout, shape: Shape, bias: Tensor | None
+    ) -> Tensor:
+        """x [T, 1|k, K], ids [T, k] → [T, k, N]."""
+        count, n, k = shape
+        tokens, slots = ids.shape
+        shared = x.shape[1] != slots or slots == 1
+        x, _, stride = _rows_of(x.reshape(-1, x.shape[-1]), k)
+        codes, high, meta, size = _planes(w)
+        weight = _weight(
+            native.target(), _id(layout), self.exact, n, k, codes, high, meta, size // count if count else 0
+        )
+        threads, ids = native.threads(), ids.long().contiguous()
+        scratch, room = native.scratch("experts", weight.address, count, tokens, slots, threads)
+        if bias is not None:
+            bias = bias.float().contiguous()
+        y = x.new_empty((tokens, slots, n))
+        status = native.library().quantry_gguf_experts(
+            weight.address, count, native.DTYPES[x.dtype], tokens, slots, shared, x.data_ptr(), stride,
+            ids.data_ptr(), None if bias is None else bias.data_ptr(), y.data_ptr(), threads,
+            scratch.data_ptr(), room,
+        )  # fmt: skip
+        if status:
+            native.fail(status, f"{self.name} on {layout} {list(shape)}, ids {_span(ids)}")
+        return y
+
+
+class PanelExpertsInt8(_PanelExperts):
+    """PanelInt8 for each expert: all threads work on one expert at a time, in one parallel region."""
+
+    name = "gguf.experts_int8"
+    exact = 0
+    priority = 20
+    numerics = _PER_256
+
+    def numerics_for(self, layout: Layout) -> Numerics:
+        """As PanelInt8."""
+        return _PER_256 if "int8/256" in layout.published_activations else _PER_32
+
+
+class PanelExpertsExact(_PanelExperts):
+    """PanelExact for each expert."""
+
+    name = "gguf.experts_exact"
     exact = 1
     priority = 10
 
@@ -289,6 +396,8 @@ def _span(ids: Tensor) -> str:
 KERNELS: list[Kernel] = [
     PanelInt8(),
     PanelExact(),
+    PanelExpertsInt8(),
+    PanelExpertsExact(),
     PanelLinearDx(),
     PanelEmbedding(),
     RowsEmbedding(),

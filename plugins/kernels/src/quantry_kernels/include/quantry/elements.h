@@ -34,10 +34,11 @@ struct Matrix {   // rows of activations as the caller holds them; stride in ele
   const void* data;
   int64_t rows, columns, stride;
   int dtype;
+  const int64_t* index = nullptr;   // row i is row index[i] of data; null: row i
 
   template <int D>
   QUANTRY_INLINE const typename Element<D>::Type* row(int64_t i) const {
-    return static_cast<const typename Element<D>::Type*>(data) + i * stride;
+    return static_cast<const typename Element<D>::Type*>(data) + (index ? index[i] : i) * stride;
   }
 };
 

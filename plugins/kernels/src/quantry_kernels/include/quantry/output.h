@@ -10,9 +10,11 @@ struct Output {   // y [M, columns], rows contiguous; bias [columns] f32 or null
   int64_t columns;
   const float* bias;
   int dtype;
+  const int64_t* index = nullptr;   // row i goes to row index[i] of y; null: to row i
 
   // y[row, first … first + count) = sums[0 … count) + bias; count ≤ kTileColumns.
   QUANTRY_INLINE void put(int64_t row, int64_t first, int64_t count, const float* sums) const {
+    if (index) row = index[row];
     if (bias == nullptr) {
       store_as(dtype, y, row * columns + first, sums, count);
       return;

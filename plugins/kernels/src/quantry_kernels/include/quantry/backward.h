@@ -1,6 +1,6 @@
-// dx[M, K] = dy[M, N] · W[N, K] on the same panels. The sum runs over rows of W, so a slab of 256 columns of a few panels
-// is decoded, turned around, and fed to the f32 micro-kernel with rows of W as its depth. Threads own slabs; the order over
-// N is fixed.
+// dx[M, K] = dy[M, N] · W[N, K] on the same panels, for every source of linear.h. The sum runs over rows of W, so a slab of
+// 256 columns of a few panels is decoded, turned around, and fed to the f32 micro-kernel with rows of W as its depth.
+// Threads own slabs; the order over N is fixed.
 #pragma once
 #include "linear.h"
 
@@ -10,10 +10,7 @@ constexpr int kTurnedPanels = 4;   // 64 rows of W at a time: 64 KiB of f32, hal
 
 struct BackwardArgs {
   Matrix dy;         // [M, N]
-  Planes w;
-  int64_t columns;   // K
   Output dx;         // [M, K]
-  int threads;
   char* scratch;
 };
 
@@ -42,11 +39,11 @@ inline void widen_gradient(const Matrix& dy, const RowTiles& tiles, float* base,
 }
 
 // turned[column / kTileColumns][16·panels][kTileColumns] = columns k … of consecutive panels.
-template <class F>
-void decode_turned(const BackwardArgs& a, int64_t first_panel, int64_t panels, int64_t k, int chunks, float* turned) {
+template <class S>
+void decode_turned(const S& w, int64_t first_panel, int64_t panels, int64_t k, int chunks, float* turned) {
   alignas(64) float slab[kSlab * kRows];
   for (int64_t p = 0; p < panels; ++p) {
-    decode_float<F>(planes_at<F>(a.w, first_panel + p, a.columns, k), chunks, slab, kRows);
+    w.decode_float(first_panel + p, k, chunks, slab, kRows);
     for (int column = 0; column < chunks * kChunk; ++column) {
       float* to = turned + (column / kTileColumns * panels + p) * kRows * kTileColumns + column % kTileColumns;
       for (int r = 0; r < kRows; ++r) to[r * kTileColumns] = slab[column * kRows + r];
@@ -54,14 +51,13 @@ void decode_turned(const BackwardArgs& a, int64_t first_panel, int64_t panels, i
   }
 }
 
-template <class F>
-void linear_dx(const BackwardArgs& a) {
+template <class S>
+void linear_dx(const S& w, const BackwardArgs& a, int threads) {
   const int64_t rows = a.dy.rows, padded = round_up(a.dy.columns, kRows), panels = padded / kRows;
-  if (rows == 0 || a.columns == 0) return;
+  if (rows == 0 || w.columns == 0) return;
   RowTiles tiles(rows, kRowsFloat);
-  const int64_t slabs = (a.columns + kSlab - 1) / kSlab;
-  int64_t bytes = plane_bytes<F>(panels, a.columns);
-  parallel(useful_threads(bytes * rows, a.threads), [&](Team team) {
+  const int64_t slabs = (w.columns + kSlab - 1) / kSlab;
+  parallel(useful_threads(w.bytes() * rows, threads), [&](Team team) {
     float* dy = reinterpret_cast<float*>(a.scratch);
     widen_gradient(a.dy, tiles, dy, team.share(tiles.count));
     team.barrier();
@@ -71,14 +67,14 @@ void linear_dx(const BackwardArgs& a) {
     Range share = team.share(slabs);
     for (int64_t s = share.begin; s < share.end; ++s) {
       const int64_t k = s * kSlab;
-      const int chunks = static_cast<int>(min_of(kSlab, a.columns - k) / kChunk);
+      const int chunks = static_cast<int>(min_of(kSlab, w.columns - k) / kChunk);
       const int blocks = chunks * kChunk / kTileColumns;
       for (int64_t t0 = 0; t0 < tiles.count;) {
         int64_t t1 = tiles.pass_end(t0, kPassRows), row0 = tiles.first(t0), height = tiles.first(t1) - row0;
         memset(c, 0, static_cast<size_t>(blocks * height) * kTileColumns * 4);   // c[block][row][kTileColumns]
         for (int64_t p = 0; p < panels; p += kTurnedPanels) {
           int64_t count = min_of(kTurnedPanels, panels - p);
-          decode_turned<F>(a, p, count, k, chunks, turned);
+          decode_turned(w, p, count, k, chunks, turned);
           for (int b = 0; b < blocks; ++b)
             for (int64_t t = t0; t < t1; ++t)
               micro_float_rows(tiles.height(t), dy + tiles.first(t) * padded + p * kRows * tiles.height(t),
@@ -87,7 +83,8 @@ void linear_dx(const BackwardArgs& a) {
         }
         for (int b = 0; b < blocks; ++b)
           for (int64_t i = 0; i < height; ++i)
-            a.dx.put(row0 + i, k + b * kTileColumns, kTileColumns, c + (b * height + i) * kTileColumns);
+            a.dx.put(row0 + i, k + b * kTileColumns, max_of(0, min_of(kTileColumns, a.dx.columns - k - b * kTileColumns)),
+                     c + (b * height + i) * kTileColumns);
         t0 = t1;
       }
     }
