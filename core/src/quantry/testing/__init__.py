@@ -10,6 +10,7 @@ from quantry.testing.hostile import mutated, mutations
 from quantry.testing.installed import installed
 from quantry.testing.kernels import KernelSuite
 from quantry.testing.layouts import LayoutCase, LayoutSuite
+from quantry.testing.native_build import NativeBuildSuite
 from quantry.testing.plugin import PluginSuite, check_plugin
 from quantry.testing.quantizers import QuantizerSuite
 from quantry.testing.suite import Outcome, outcomes
@@ -22,6 +23,7 @@ __all__ = [
     "KernelSuite",
     "LayoutCase",
     "LayoutSuite",
+    "NativeBuildSuite",
     "Outcome",
     "PluginSuite",
     "QuantizerSuite",

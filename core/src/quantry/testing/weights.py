@@ -13,6 +13,8 @@ import torch
 from quantry.errors import QuantryError, UsageError
 from quantry.layout import Layout, Shape
 from quantry.layouts import Dense, GroupedAffine, GroupedCodebook, ScaledFloat
+from quantry.layouts.panel import PanelLayout
+from quantry.panels.conversions import panels_of
 from quantry.plugins import registry
 from quantry.tensor import QuantizedTensor
 from quantry.testing.layouts import LayoutSuite
@@ -57,7 +59,8 @@ def _core_layouts() -> tuple[Layout, ...]:
         *_valid(ScaledFloat, floats),
         *_valid(Dense, ((name,) for name in ("f32", "f16", "bf16"))),
     ]
-    return tuple(found)
+    panels = (panels_of(layout) for layout in found)
+    return (*found, *(layout for layout in panels if layout is not None))
 
 
 def _valid(cls: type[Layout], rows: Iterable[tuple[object, ...]]) -> list[Layout]:
@@ -87,7 +90,7 @@ def random_weight(layout: Layout, shape: Shape, seed: int = 0) -> QuantizedTenso
         drawn = _random(layout, shape, seed)
         if _sane(drawn).all():
             return drawn
-    ways = (_quantized, _converted, _picked_rows)
+    ways = (_panels, _quantized, _converted, _picked_rows)
     for qt in (way(layout, shape, seed) for way in ways):
         if qt is not None:
             return qt
@@ -122,6 +125,13 @@ def _sane(qt: QuantizedTensor) -> torch.Tensor:
 
 def _dense(shape: Shape, seed: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * 0.1
+
+
+def _panels(layout: Layout, shape: Shape, seed: int) -> QuantizedTensor | None:
+    if not isinstance(layout, PanelLayout):
+        return None
+    source = random_weight(layout.source, shape, seed)
+    return QuantizedTensor(layout, shape, layout.packed(source.buffers, shape))
 
 
 def _quantized(layout: Layout, shape: Shape, seed: int) -> QuantizedTensor | None:
