@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,14 @@ def pytest_configure(config: pytest.Config) -> None:
     workers = os.environ.get("PYTEST_XDIST_WORKER_COUNT")
     if workers:  # before torch is imported: each worker has its share of the cores
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
+    if not workers:  # kernels are chosen as on a machine where nothing was measured yet
+        config.add_cleanup(_times_of_nobody().cleanup)
+
+
+def _times_of_nobody() -> tempfile.TemporaryDirectory[str]:
+    folder = tempfile.TemporaryDirectory(prefix="quantry-tests-", ignore_cleanup_errors=True)
+    os.environ["QUANTRY_CACHE_DIR"] = folder.name
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -12,11 +12,13 @@ from quantry.errors import NoKernelError, UsageError
 from quantry.kernel import BUCKETS, NumericsMode, Op, bucket_index
 from quantry.layout import Layout, Shape
 from quantry.plugins import registry
-from quantry.policy import Policy, use
+from quantry.policy import MeasureMode, Policy, use
 from quantry.resolve import Decision, resolve
 from quantry.tensor import QuantizedTensor
 
 __all__ = ["explain"]
+
+_Weight = tuple[str, Layout, Shape, Sequence[Op]]
 
 
 def explain(
@@ -27,16 +29,24 @@ def explain(
     tensor: str | None = None,
     dtype: str = "f32",
     numerics: NumericsMode | None = None,
+    measure: MeasureMode | None = None,
+    seconds: float | None = None,
 ) -> dict[str, Any]:
     """The JSON document of `quantry explain`, for one packed value or for each weight of a checkpoint.
 
     batch: rows of x that the shown choice is for. dtype: of activations, by name ("f32", "bf16"). A weight
     that nothing can run has `chosen: null` and every refusal; that is an answer here, not an error.
+    measure: "on" times the kernels first, within `seconds` (2 by default) and for every row count, because
+    they share a storage; "measured" tells how many problems were timed, and how many are left.
     """
     if batch < 0:
         raise UsageError(f"batch must not be negative, got {batch}")
-    with use(numerics=numerics) as policy:
-        rows = [_row(*w, device, batch, dtype, policy) for w in _weights(weight, tensor)]
+    measured = None
+    with use(numerics=numerics, measure=measure) as policy:
+        weights = list(_weights(weight, tensor))
+        if policy.measure == "on":
+            measured = _measure(weights, device, dtype, policy, seconds)
+        rows = [_row(*w, device, batch, dtype, policy) for w in weights]
     info = registry().device(device)
     return {
         "device": str(info),
@@ -44,13 +54,23 @@ def explain(
         "batch": batch,
         "dtype": dtype,
         "numerics": policy.numerics,
+        "measure": policy.measure,
+        "measured": measured,
         "tensors": rows,
     }
 
 
-def _weights(
-    weight: QuantizedTensor | Checkpoint | str | Path, tensor: str | None
-) -> Iterable[tuple[str, Layout, Shape, Sequence[Op]]]:
+def _measure(
+    weights: Sequence[_Weight], device: str, dtype: str, policy: Policy, seconds: float | None
+) -> dict[str, Any]:
+    from quantry.measurement import MODEL_SECONDS, WeightUse, measure
+
+    uses = [WeightUse(layout, shape, tuple(ops), dtype, device, policy) for _, layout, shape, ops in weights]
+    done = measure(uses, seconds=MODEL_SECONDS if seconds is None else seconds)
+    return done._asdict()
+
+
+def _weights(weight: QuantizedTensor | Checkpoint | str | Path, tensor: str | None) -> Iterable[_Weight]:
     if isinstance(weight, QuantizedTensor):
         ops: Sequence[Op] = ("experts",) if len(weight.shape) == 3 else ("linear",)
         return [(tensor or "weight", weight.layout, weight.shape, ops)]

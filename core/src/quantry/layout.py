@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from quantry.dtypes import ITEM_BYTES
@@ -51,6 +51,11 @@ class Layout(ABC):
         parts = [text for f in dataclasses.fields(self) if (text := _field_text(f, getattr(self, f.name)))]  # type: ignore[arg-type]
         return f"{self.family}:{','.join(parts)}"
 
+    @classmethod
+    def variants(cls) -> Iterable[Layout]:
+        """Members of the family that `quantry bench` tries where the user names none."""
+        return ()
+
     @property
     def published_activations(self) -> tuple[str, ...]:
         """Activation roundings (as `Numerics.activations`) that are the format's own published arithmetic.
@@ -82,6 +87,17 @@ class Layout(ABC):
         """The buffers of `weight.narrow(dim, start, length)`, dim negative; start and length are multiples of
         `step`."""
         raise ShapeError(f"{self} cannot be sliced along dimension {dim}")
+
+    def sample(self, shape: Shape) -> dict[str, Tensor]:
+        """Buffers on the CPU that kernels are timed on: valid to read and quick to compute with, not
+        meaningful.
+
+        Index-like integers are a permutation of the last dimension; see `quantry.sample` for the bytes. A
+        layout whose bytes hold something else that a kernel would choke on overrides it.
+        """
+        from quantry.sample import sample_buffer
+
+        return {name: sample_buffer(spec) for name, spec in self.buffers(shape).items()}
 
     def nbytes(self, shape: Shape) -> int:
         """Bytes of all buffers."""

@@ -12,7 +12,9 @@ from typing import Literal, get_args
 from quantry.errors import UsageError, nearest
 from quantry.kernel import NumericsMode
 
-__all__ = ["Policy", "applied", "check_numerics", "current_policy", "use"]
+__all__ = ["MeasureMode", "Policy", "applied", "check_measure", "check_numerics", "current_policy", "use"]
+
+MeasureMode = Literal["off", "cached", "on"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +23,8 @@ class Policy:
 
     numerics: see `quantry.kernel`. only: kernel names that candidates of their own op are restricted to.
     reference: whether the slow tile-wise kernels take part. memory: "fast" lifts the limit on growth by
-    repacking.
+    repacking. measure: "off" chooses by priority alone; "cached" by times that are known already; "on" times
+    what is not known when a model is prepared, never in a call.
 
     >>> str(Policy("exact", only=("gguf.panel_exact",)))
     'exact;only=gguf.panel_exact'
@@ -31,6 +34,7 @@ class Policy:
     only: tuple[str, ...] = ()
     reference: bool = False
     memory: Literal["tight", "fast"] = "tight"
+    measure: MeasureMode = "cached"
 
     def __str__(self) -> str:
         parts: list[str] = [self.numerics]
@@ -40,6 +44,8 @@ class Policy:
             parts.append("reference")
         if self.memory == "fast":
             parts.append("fast-memory")
+        if self.measure != "cached":
+            parts.append(f"measure={self.measure}")
         return ";".join(parts)
 
     @classmethod
@@ -49,8 +55,13 @@ class Policy:
             return current_policy()
         numerics, *rest = text.split(";")
         only = next((tuple(r[5:].split(",")) for r in rest if r.startswith("only=")), ())
+        measure = next((r[8:] for r in rest if r.startswith("measure=")), "cached")
         return cls(
-            check_numerics(numerics), only, "reference" in rest, "fast" if "fast-memory" in rest else "tight"
+            check_numerics(numerics),
+            only,
+            "reference" in rest,
+            "fast" if "fast-memory" in rest else "tight",
+            check_measure(measure),
         )
 
 
@@ -63,12 +74,23 @@ def check_numerics(value: str) -> NumericsMode:
     return mode
 
 
+def check_measure(value: str) -> MeasureMode:
+    """`value` as a mode of measuring. Raises UsageError naming the known ones."""
+    modes = get_args(MeasureMode)
+    if value not in modes:
+        raise UsageError(
+            f"unknown measure mode {value!r}", hint=f"QUANTRY_MEASURE is one of {', '.join(modes)}."
+        )
+    mode: MeasureMode = value  # type: ignore[assignment]
+    return mode
+
+
 _override: contextvars.ContextVar[Policy | None] = contextvars.ContextVar("quantry_policy", default=None)
 
 
 def current_policy() -> Policy:
     """The innermost `use(…)`, else what the environment says: QUANTRY_NUMERICS, QUANTRY_KERNEL,
-    QUANTRY_REFERENCE."""
+    QUANTRY_REFERENCE, QUANTRY_MEMORY, QUANTRY_MEASURE."""
     policy = _override.get()
     if policy is not None:
         return policy
@@ -79,6 +101,7 @@ def current_policy() -> Policy:
         only,
         env.get("QUANTRY_REFERENCE", "") == "allow",
         "fast" if env.get("QUANTRY_MEMORY") == "fast" else "tight",
+        check_measure(env.get("QUANTRY_MEASURE") or "cached"),
     )
 
 
@@ -88,6 +111,7 @@ def use(
     numerics: NumericsMode | None = None,
     reference: Literal["allow", "deny"] | None = None,
     memory: Literal["tight", "fast"] | None = None,
+    measure: MeasureMode | None = None,
 ) -> Iterator[Policy]:
     """Restrict the candidates within the block; what is not named stays as it was.
 
@@ -110,6 +134,8 @@ def use(
         policy = replace(policy, reference=reference == "allow")
     if memory is not None:
         policy = replace(policy, memory=memory)
+    if measure is not None:
+        policy = replace(policy, measure=check_measure(measure))
     with applied(policy):
         yield policy
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import click
 
 from quantry.cli.show import json_option, print_json
@@ -14,7 +16,16 @@ Examples:
   quantry explain model.gguf
   quantry explain model.gguf --tensor blk.0.ffn_down.weight --batch 64
   quantry explain model.gguf --device cuda --numerics fast --json
+  quantry explain model.gguf --forget --measure --seconds 20
+
+\b
+Times are kept for each device in the user's cache folder, or in QUANTRY_CACHE_DIR. QUANTRY_MEASURE says for
+every command how kernels are chosen: off, by priority; cached (default), by known times; on, by times
+measured where a model is prepared.
 """
+
+
+_MEASURE: dict[bool | None, Literal["on", "off"] | None] = {True: "on", False: "off", None: None}
 
 
 @click.command("explain", short_help="Which kernel runs each weight, and why.", epilog=_EXAMPLES)
@@ -27,6 +38,15 @@ Examples:
 @click.option("--dtype", default="f32", show_default=True, help="Type of the activations: f32, bf16 or f16.")
 @click.option("--numerics", help="exact, strict (default) or fast.")
 @click.option("--reference", is_flag=True, help="Let the slow tile-wise kernels take part.")
+@click.option(
+    "--measure/--no-measure",
+    default=None,
+    help="Time kernels that were never timed first; or ignore times that are known.",
+)
+@click.option(
+    "--seconds", type=click.FloatRange(min=0), default=2.0, show_default=True, help="At most, for --measure."
+)
+@click.option("--forget", is_flag=True, help="Drop the times of this device first.")
 @click.option("--all", "each", is_flag=True, help="One row per tensor instead of one per distinct weight.")
 @json_option
 def command(
@@ -37,6 +57,9 @@ def command(
     dtype: str,
     numerics: str | None,
     reference: bool,
+    measure: bool | None,
+    seconds: float,
+    forget: bool,
     each: bool,
     as_json: bool,
 ) -> None:
@@ -47,9 +70,16 @@ def command(
     import quantry
     from quantry.policy import check_numerics
 
+    if forget:
+        quantry.forget_times(device)
     mode = None if numerics is None else check_numerics(numerics)
-    with quantry.use(reference="allow" if reference else None):
-        found = quantry.explain(model, device, batch, tensor=tensor, dtype=dtype, numerics=mode)
+    with quantry.use(reference="allow" if reference else None, measure=_MEASURE[measure]):
+        found = quantry.explain(
+            model, device, batch, tensor=tensor, dtype=dtype, numerics=mode, seconds=seconds
+        )
+    left = found["measured"]["left"] if found["measured"] else 0
+    if left:
+        click.echo(f"{left} problems were not timed within {seconds:g} s: the same command goes on", err=True)
     if as_json:
         print_json(found)
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
@@ -16,8 +17,9 @@ from quantry.dtypes import dtype_name, torch_dtype
 from quantry.errors import FormatError, ShapeError, UsageError
 from quantry.kernel import BoundLinear, Kernel, NumericsMode, Op
 from quantry.layout import Layout
+from quantry.measurement import WeightUse, measure
 from quantry.plugins import registry
-from quantry.policy import Policy
+from quantry.policy import Policy, current_policy
 from quantry.resolve import resolve
 from quantry.source import release_pages
 from quantry.tensor import QuantizedTensor
@@ -109,26 +111,48 @@ class PackedModule(nn.Module):
     ) -> None:
         """Resolve the kernels of every row bucket and store the weight as they want it.
 
-        What is not given stays as the current policy (`quantry.use`, environment) has it.
+        What is not given stays as the current policy (`quantry.use`, environment) has it. Where it says
+        `measure="on"`, kernels that were never timed on such a weight are timed first.
         Raises NoKernelError naming `tensor`; with `partial` only where no row count at all has a kernel, and
         later calls with a row count that has none raise it.
         """
+        use = self.weight_use(dtype, numerics, reference)
+        if use.policy.measure == "on":
+            measure([use])
+        self.settle(use, tensor, partial)
+
+    def weight_use(
+        self,
+        dtype: torch.dtype | None = None,
+        numerics: NumericsMode | None = None,
+        reference: bool | None = None,
+    ) -> WeightUse:
+        """What `prepare` with these arguments resolves."""
         policy = Policy.parse(self._policy)
-        policy = Policy(
-            numerics or policy.numerics,
-            policy.only,
-            policy.reference if reference is None else reference,
-            policy.memory,
+        policy = replace(
+            policy,
+            numerics=numerics or policy.numerics,
+            reference=policy.reference if reference is None else reference,
+            measure=current_policy().measure,  # of the moment: it changes no result
         )
-        self.compute_dtype = dtype or self.compute_dtype
-        own = registry().layout(self._saved_layout)
-        name = dtype_name(self.compute_dtype)
+        return WeightUse(
+            registry().layout(self._saved_layout),
+            self.shape,
+            self.needs,
+            dtype_name(dtype or self.compute_dtype),
+            str(self.device),
+            policy,
+        )
+
+    def settle(self, use: WeightUse, tensor: str | None = None, partial: bool = False) -> None:
+        """`prepare` for a use of this weight, without measuring."""
         decision = resolve(
-            own, self.shape, self.needs, name, self.device, policy, tensor=tensor, partial=partial
+            use.layout, use.shape, use.ops, use.dtype, use.device, use.policy, tensor=tensor, partial=partial
         )
         if decision.storage != self.layout:
             self._install(convert(self.storable(), decision.storage, release=release_pages))
-        self._policy = str(policy)
+        self.compute_dtype = torch_dtype(use.dtype)
+        self._policy = str(use.policy)
         self._plan = {op: decision.plan(op) for op in self.needs}
         self._bound = None
 
@@ -157,7 +181,7 @@ class PackedModule(nn.Module):
     def _ready(self) -> dict[Op, tuple[Kernel | None, ...]]:
         """The plan, resolved at the first eager call where nobody prepared the model."""
         if self._plan is None:
-            self.prepare(partial=True)
+            self.settle(self.weight_use(), partial=True)  # a call never measures
         assert self._plan is not None
         return self._plan
 

@@ -7,6 +7,7 @@ from torch import nn
 
 from quantry.errors import UsageError, nearest
 from quantry.kernel import NumericsMode
+from quantry.measurement import measure
 from quantry.nn.packed import PackedModule
 from quantry.source import release_pages
 
@@ -34,6 +35,7 @@ def prepare(
 ) -> nn.Module:
     """Resolve and repack every packed module of `model`, one tensor at a time; every loader calls this last.
 
+    Where the policy says `measure="on"`, kernels are timed first, within 2 s for the whole model.
     Weights that lie in a mapped file leave it as they are repacked: the model is never in memory twice.
     Raises NoKernelError naming the first tensor that nothing can run.
     """
@@ -41,7 +43,10 @@ def prepare(
         if isinstance(module, PackedModule):
             for buffer in module.buffers():
                 release_pages(buffer)  # what checks and row moves have touched so far
+    uses = [m.weight_use(dtype, numerics, reference) for m in model.modules() if isinstance(m, PackedModule)]
+    measure([use for use in uses if use.policy.measure == "on"])
     for name, module in model.named_modules():
         if isinstance(module, PackedModule):
-            module.prepare(dtype, numerics, reference, tensor=f"{name}.weight" if name else "weight")
+            use = module.weight_use(dtype, numerics, reference)
+            module.settle(use, tensor=f"{name}.weight" if name else "weight")
     return model
