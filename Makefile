@@ -18,7 +18,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test lint pytest peers wheels bench sanitize oracle clean
+.PHONY: setup demo test lint pytest peers wheels bench bench-model sanitize oracle clean
 
 setup: .venv/.ready
 	$(UV) pip install -q --no-build-isolation $(addprefix -e ,$(NATIVE))
@@ -53,8 +53,17 @@ wheels: setup
 	rm -rf build/dist
 	for d in $(PURE) $(NATIVE); do $(UV) build -q --wheel --no-build-isolation $$d -o build/dist || exit 1; done
 
+# Kernels and peers against the roof: ten minutes on a quiet machine; results and tables are files to commit
 bench: setup
+	$(BIN)/python benchmarks/products.py
+
+bench-model: setup
 	$(BIN)/python benchmarks/foundation.py
+
+# What `quantry bench --peers` compares with; builds llama.cpp. gptqmodel asks for a torch of its own: only its source is used
+peers: setup
+	CMAKE_ARGS="-DGGML_NATIVE=ON -DLLAMA_CURL=OFF -DMTMD_BUILD=OFF" $(UV) pip install -q -r requirements-peers.txt
+	$(UV) pip install -q --no-deps --no-build-isolation gptqmodel==7.7.0
 
 # AddressSanitizer and UBSan over the native tests (the sanitizer stands in for OpenMP: that test is left out)
 sanitize: setup

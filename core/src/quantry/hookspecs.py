@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from quantry.kernel import Kernel
     from quantry.layout import Layout
     from quantry.quantizer import Quantizer
+    from quantry.roof import Roof
 
 __all__ = ["hookimpl", "hookspec"]
 
@@ -62,6 +63,11 @@ def quantry_devices() -> Iterable[DeviceProbe]:  # type: ignore[empty-body]
 @hookspec
 def quantry_runtimes() -> Iterable[object]:  # type: ignore[empty-body]
     """Runtimes that build and run a whole model from a checkpoint."""
+
+
+@hookspec
+def quantry_roofs() -> Iterable[Roof]:  # type: ignore[empty-body]
+    """Probes of what a device can do at most, for `quantry bench`."""
 
 
 @hookspec

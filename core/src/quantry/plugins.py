@@ -25,6 +25,7 @@ from quantry.format import Format
 from quantry.kernel import Kernel
 from quantry.layout import Layout, parse_layout
 from quantry.quantizer import Quantizer, canonical_name
+from quantry.roof import Roof
 from quantry.runtime import Runtime
 
 __all__ = ["PluginRecord", "Registry", "registry", "reload"]
@@ -47,6 +48,7 @@ _HOOKS: dict[str, tuple[str, type, Callable[[Any], object]]] = {
     "quantry_uqff_codecs": ("codecs", UqffCodec, lambda c: f"tag {c.tag} of {c.family}"),
     "quantry_devices": ("probes", DeviceProbe, lambda p: p.type),
     "quantry_runtimes": ("runtimes", Runtime, lambda r: r.name),
+    "quantry_roofs": ("roofs", Roof, lambda r: r.name),
 }
 
 
@@ -126,6 +128,11 @@ class Registry:
     def runtimes(self) -> tuple[Runtime, ...]:
         """Runtimes."""
         return self._all("runtimes")
+
+    @functools.cached_property
+    def roofs(self) -> tuple[Roof, ...]:
+        """Roof probes."""
+        return self._all("roofs")
 
     @property
     def failures(self) -> tuple[PluginRecord, ...]:

@@ -15,7 +15,8 @@ __all__ = ["Cli"]
 
 # command → the module whose `command` it is; alphabetical, as help lists them
 _CORE = {
-    name: f"quantry.cli.{name}" for name in ("doctor", "explain", "inspect", "plugins", "quantize", "verify")
+    name: f"quantry.cli.{name}"
+    for name in ("bench", "doctor", "explain", "inspect", "plugins", "quantize", "verify")
 }
 _META = "quantry.plugin_commands"
 _RUN = "quantry.cli.missing_run"  # stands in while no runtime plugin adds `run`

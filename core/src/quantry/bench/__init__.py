@@ -1,0 +1,1 @@
+"""Kernels and peers against the roof of the machine: what `quantry bench` runs."""
