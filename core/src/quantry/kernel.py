@@ -16,11 +16,22 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-__all__ = ["BUCKETS", "BoundLinear", "Kernel", "Numerics", "NumericsMode", "Op", "Problem", "bucket_index"]
+__all__ = [
+    "BUCKETS",
+    "BoundGroup",
+    "BoundLinear",
+    "Kernel",
+    "Numerics",
+    "NumericsMode",
+    "Op",
+    "Problem",
+    "bucket_index",
+]
 
 Op = Literal["linear", "linear_dx", "embedding", "experts"]
 NumericsMode = Literal["exact", "strict", "fast"]
 BoundLinear = Callable[["Tensor", "Tensor | None"], "Tensor"]
+BoundGroup = Callable[["Tensor"], "list[Tensor]"]
 
 BUCKETS = (1, 4, 16, 64, 256, 4096)
 """Row counts that a weight is resolved for; a call uses the smallest bucket that holds it, or the last."""
@@ -111,6 +122,13 @@ class Kernel(ABC):
         A kernel may prepare addresses and sizes once; it keeps `w` alive and is dropped when a buffer
         changes."""
         return lambda x, bias: self.matmul(x, w, layout, shape, bias)
+
+    def bind_group(self, weights: Sequence[tuple[Sequence[Tensor], Layout, Shape]]) -> BoundGroup | None:
+        """op "linear": several weights of one K as one function of x, a result each; None: call them one by
+        one.
+
+        Layouts may differ within what `why_not` admits. Kept and dropped as what `bind` returns."""
+        return None
 
     def linear_dx(self, dy: Tensor, w: Sequence[Tensor], layout: Layout, shape: Shape) -> Tensor:
         """op "linear_dx": dy [*, N] → dx [*, K], the backward of `matmul` to x."""

@@ -68,6 +68,12 @@ def test_a_stop_id_is_the_last(models_by_arch):
     assert list(stopped) == free[: free.index(free[3]) + 1] == stopped.tokens
 
 
+@pytest.mark.parametrize("size", [1, 255, 256, 257, 1024, 262_144])
+def test_greedy_takes_the_first_of_equals(size):
+    logits = torch.randint(0, 5, (size,), generator=torch.Generator().manual_seed(size)).float()
+    assert Sampling().pick(logits, None) == logits.tolist().index(logits.max().item())
+
+
 def test_times_count_prompt_and_later_tokens(models_by_arch):
     generation = Generation(models_by_arch("llama"), [5, 6, 7], 4)
     list(generation)

@@ -2,9 +2,19 @@
 
 from quantry.nn.embedding import QuantEmbedding
 from quantry.nn.experts import QuantExperts
+from quantry.nn.group import LinearGroup
 from quantry.nn.linear import QuantLinear
 from quantry.nn.packed import PackedModule
 from quantry.nn.place import prepare, swap
 from quantry.nn.tied import TiedHead
 
-__all__ = ["PackedModule", "QuantEmbedding", "QuantExperts", "QuantLinear", "TiedHead", "prepare", "swap"]
+__all__ = [
+    "LinearGroup",
+    "PackedModule",
+    "QuantEmbedding",
+    "QuantExperts",
+    "QuantLinear",
+    "TiedHead",
+    "prepare",
+    "swap",
+]

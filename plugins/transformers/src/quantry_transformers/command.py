@@ -46,6 +46,9 @@ Examples:
 @click.option(
     "--numerics", type=click.Choice(["exact", "strict", "fast"]), default="strict", show_default=True
 )
+@click.option(
+    "--compile", "compiled", is_flag=True, help="Compile the model's steps first; needs a C++ compiler."
+)
 @click.option("--raw", is_flag=True, help="Do not apply the model's chat template.")
 @click.option("--reference", is_flag=True, help="Permit the slow tile-wise kernels.")
 @click.option("--trust-remote-code", is_flag=True, help="Run code that the model folder brings.")

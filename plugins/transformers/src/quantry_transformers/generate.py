@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from quantry import UsageError
+from quantry_transformers.decoder import Decoder, why_not
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["Generation", "Sampling", "TextStream"]
+__all__ = ["Generation", "Sampling", "TextStream", "compile_steps"]
 
+_PIECE = 256  # logits
 _LONGEST_CHARACTER = 8  # tokens that one unfinished UTF-8 character can span, with room; more is not UTF-8
 
 
@@ -41,7 +43,7 @@ class Sampling:
     def pick(self, logits: Tensor, generator: torch.Generator | None) -> int:
         """One token from logits [V]; temperature, top-k, top-p in the order of transformers' `generate`."""
         if self.temperature == 0:
-            return int(logits.argmax())
+            return _likeliest(logits)
         scores = logits.float() / self.temperature
         if self.top_k:
             least = scores.topk(min(self.top_k, scores.shape[-1])).values[-1]
@@ -57,6 +59,7 @@ class Sampling:
 class Generation:
     """Iterate for the new ids; a stop id is the last one given.
 
+    compiled: steps run as torch.compile made them (`compile_steps`).
     tokens: ids so far. prefill_s, decode_s: seconds of forward passes and choices, for the prompt and for all
     later steps.
     """
@@ -68,6 +71,7 @@ class Generation:
         count: int,
         sampling: Sampling | None = None,
         stop: Sequence[int] | None = None,
+        compiled: bool = False,
     ) -> None:
         if not prompt:
             raise UsageError("the prompt has no tokens")
@@ -80,6 +84,7 @@ class Generation:
         self._model = model
         self._count = count
         self._sampling = sampling or Sampling()
+        self._compiled = compiled
         self._stop = frozenset(_stop_ids(model) if stop is None else stop)
 
     @property
@@ -94,19 +99,15 @@ class Generation:
 
     @torch.inference_mode()
     def __iter__(self) -> Iterator[int]:
-        from transformers import DynamicCache
-
-        model, device = self._model, self._model.device
-        cache = DynamicCache(config=model.config)
-        options = _forward_options(model, cache)
+        device = self._model.device
         generator = (
             torch.Generator(device).manual_seed(self._sampling.seed) if self._sampling.temperature else None
         )
+        forward = _forward(self._model, len(self.prompt) + self._count, self._compiled)
         start = time.perf_counter()
-        # no attention mask: there is no padding, and the mask of ones would only be multiplied in
-        logits = model(input_ids=torch.tensor([self.prompt], device=device), **options).logits
+        logits = forward(torch.tensor(self.prompt, device=device))
         while True:
-            token = self._sampling.pick(logits[0, -1], generator)
+            token = self._sampling.pick(logits, generator)
             now = time.perf_counter()
             if self.tokens:
                 self.decode_s += now - start
@@ -117,7 +118,7 @@ class Generation:
             if token in self._stop or len(self.tokens) >= self._count:
                 return
             start = time.perf_counter()
-            logits = model(input_ids=torch.tensor([[token]], device=device), **options).logits
+            logits = forward(torch.tensor([token], device=device))
 
 
 class TextStream:
@@ -158,9 +159,48 @@ def _stop_ids(model: PreTrainedModel) -> list[int]:
     return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
 
 
-def _forward_options(model: PreTrainedModel, cache: Any) -> dict[str, Any]:
+def compile_steps(model: PreTrainedModel) -> None:
+    """Compile what `Generation(…, compiled=True)` runs; the first of them does it else.
+
+    Raises UsageError where the model runs by its own code, or where torch finds no C++ compiler.
+    """
+    with torch.inference_mode():
+        forward = _forward(model, 2, compiled=True)
+        for _ in range(2):  # a prompt, a step
+            forward(torch.tensor([0]))
+
+
+def _forward(model: PreTrainedModel, room: int, compiled: bool) -> Callable[[Tensor], Tensor]:
+    """Ids [tokens] that follow those given before → logits [vocabulary] after the last one."""
+    reason = why_not(model)
+    if reason is None and not compiled:
+        return Decoder(model, room)
+    if compiled:
+        if reason is not None:
+            raise UsageError(f"cannot compile this model: {reason}", hint="Leave --compile out.")
+        from quantry_transformers.compiled import CompiledDecoder
+
+        return CompiledDecoder(model, room)
+    from transformers import DynamicCache
+
     known = inspect.signature(model.forward).parameters
-    options: dict[str, Any] = {"use_cache": True, ("cache" if "cache" in known else "past_key_values"): cache}
+    cache = "cache" if "cache" in known else "past_key_values"
+    options: dict[str, Any] = {"use_cache": True, cache: DynamicCache(config=model.config)}
     if "logits_to_keep" in known:
         options["logits_to_keep"] = 1
-    return options
+
+    def forward(ids: Tensor) -> Tensor:
+        # no attention mask: there is no padding, and the mask of ones would only be multiplied in
+        logits: Tensor = model(input_ids=ids.unsqueeze(0), **options).logits
+        return logits[0, -1]
+
+    return forward
+
+
+def _likeliest(logits: Tensor) -> int:
+    """As `argmax`, the first of the largest; torch vectorizes the largest of each piece, and no argmax."""
+    if logits.shape[0] % _PIECE:
+        return int(logits.argmax())
+    pieces = logits.view(-1, _PIECE)
+    row = int(pieces.amax(1).argmax())
+    return row * _PIECE + int(pieces[row].argmax())

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from quantry import UsageError, load_model
-from quantry_transformers.generate import Generation, Sampling, TextStream
+from quantry_transformers.generate import Generation, Sampling, TextStream, compile_steps
 from quantry_transformers.prompt import Conversation
 from quantry_transformers.report import kernels_in_use, peak_rss_bytes, weights_bytes
 
@@ -36,6 +36,7 @@ class Session:
     load_s: float
     numerics: str
     device: str
+    compile_s: float | None = None  # None: not compiled
 
     def conversation(self, raw: bool) -> Conversation:
         """A new conversation; raw: without the chat template."""
@@ -51,7 +52,8 @@ class Session:
         limit = self.model.config.get_text_config().max_position_embeddings
         if len(ids) >= limit:
             raise UsageError(f"the prompt has {len(ids)} tokens, the model's context is {limit}")
-        generation = Generation(self.model, ids, min(count, limit - len(ids)), sampling)
+        compiled = self.compile_s is not None
+        generation = Generation(self.model, ids, min(count, limit - len(ids)), sampling, compiled=compiled)
         stream = TextStream(self.tokenizer, ids)
         pieces = []
         for token in generation:
@@ -69,6 +71,7 @@ class Session:
             "tokens": generation.tokens,
             "prompt_tokens": len(generation.prompt),
             "load_s": round(self.load_s, 3),
+            **({} if self.compile_s is None else {"compile_s": round(self.compile_s, 3)}),
             "prefill_tok_s": round(generation.prefill_tok_s, 2),
             "decode_tok_s": round(generation.decode_tok_s, 2),
             "peak_rss_bytes": peak_rss_bytes(),
@@ -90,16 +93,27 @@ class Session:
 
 
 def open_session(
-    model: str, *, device: str, numerics: Literal["exact", "strict", "fast"], **options: Any
+    model: str,
+    *,
+    device: str,
+    numerics: Literal["exact", "strict", "fast"],
+    compiled: bool = False,
+    **options: Any,
 ) -> Session:
-    """Load `model` as `quantry.load_model` does, and time it."""
+    """Load `model` as `quantry.load_model` does, compile its steps if asked to, and time both."""
     import transformers
     from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast  # noqa: F401  the import is not the load
 
     transformers.logging.set_verbosity_error()
     start = time.perf_counter()
     loaded, tokenizer = load_model(model, device=device, numerics=numerics, **options)
-    return Session(loaded, tokenizer, time.perf_counter() - start, numerics, device)
+    load_s = time.perf_counter() - start
+    compile_s = None
+    if compiled:
+        start = time.perf_counter()
+        compile_steps(loaded)
+        compile_s = time.perf_counter() - start
+    return Session(loaded, tokenizer, load_s, numerics, device, compile_s)
 
 
 def _write(text: str) -> None:
