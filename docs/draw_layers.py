@@ -23,18 +23,19 @@ WIDTH = 100
 LAYERS: dict[str, tuple[str, ...]] = {
     "words": ("errors", "dtypes", "hints"),
     "contracts": (
-        "layout", "devices", "format", "kernel", "quantizer", "codec", "convert", "runtime", "tensor",
-        "hookspecs", "roles", "topology",
+        "layout", "sample", "devices", "format", "kernel", "quantizer", "codec", "convert", "runtime", "tensor",
+        "roof", "native", "hookspecs", "roles", "topology",
     ),
     "layouts": ("layouts*",),
     "bytes": ("source", "safetensors_header", "stream", "staging"),
     "registry": ("plugins", "builtin"),
-    "choice": ("policy", "resolve", "measure"),
-    "arithmetic": ("reference", "torch_kernels", "ops", "multiply"),
+    "choice": ("policy", "resolve", "timings"),
+    "arithmetic": ("reference", "torch_*", "panels*", "ops", "multiply", "contest", "measurement"),
     "modules": ("nn*",),
     "files": ("safetensors_format", "uqff*", "dense_codec", "dense_quantizer", "checkpoint"),
     "quantizing": ("isq*", "calibrate*"),
     "answers": ("explanation", "inspection", "load", "verification"),
+    "benchmarks": ("bench*",),
     "testing": ("testing*",),
     "cli": ("cli*",),
 }  # fmt: skip
@@ -52,6 +53,7 @@ SAYS = {
     "files": "safetensors and UQFF checkpoints, opened lazily",
     "quantizing": "plan, then run: a checkpoint streamed to UQFF, a model in place",
     "answers": "what `inspect`, `explain`, `verify` and `load_model` give",
+    "benchmarks": "kernels and peers against the roof of the machine: `quantry bench`",
     "testing": "the conformance kit for plugin authors",
     "cli": "one file a command",
 }
@@ -128,8 +130,9 @@ def plugin_files(source: Path) -> list[Path]:
 
 
 def core_lines() -> int:
-    """Lines of the core without cli/ and testing/."""
-    return sum(lines_of(p) for p in core_files() if layer_of(module_name(p)) not in ("cli", "testing"))
+    """Lines of the core without its tools: cli/, testing/ and bench/."""
+    tools = ("cli", "testing", "benchmarks")
+    return sum(lines_of(p) for p in core_files() if layer_of(module_name(p)) not in tools)
 
 
 def drawing() -> str:

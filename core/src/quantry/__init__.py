@@ -59,7 +59,11 @@ _HOME = {
     "pack_codes": "layouts.bitpack",
     "unpack_codes": "layouts.bitpack",
     "load_model": "load",
+    "WeightUse": "measurement",
+    "measure": "measurement",
+    "NativeLibrary": "native",
     "matmul": "multiply",
+    "LinearGroup": "nn",
     "QuantEmbedding": "nn",
     "QuantExperts": "nn",
     "QuantLinear": "nn",
@@ -67,6 +71,8 @@ _HOME = {
     "TiedHead": "nn",
     "prepare": "nn",
     "swap": "nn",
+    "panel_conversions": "panels",
+    "panel_kernels": "panels",
     "registry": "plugins",
     "reload": "plugins",
     "Policy": "policy",
@@ -75,11 +81,13 @@ _HOME = {
     "Quantizer": "quantizer",
     "canonical_name": "quantizer",
     "Decision": "resolve",
+    "Roof": "roof",
     "Exported": "runtime",
     "Runtime": "runtime",
     "MappedFile": "source",
     "Source": "source",
     "QuantizedTensor": "tensor",
+    "forget_times": "timings",
     "save_uqff": "uqff_write",
     "verify": "verification",
 }
@@ -107,7 +115,9 @@ __all__ = [
     "Kernel",
     "KernelError",
     "Layout",
+    "LinearGroup",
     "MappedFile",
+    "NativeLibrary",
     "NoKernelError",
     "Numerics",
     "OffsetError",
@@ -121,6 +131,7 @@ __all__ = [
     "QuantizedTensor",
     "Quantizer",
     "QuantryError",
+    "Roof",
     "Runtime",
     "ScaledFloat",
     "Shape",
@@ -133,17 +144,22 @@ __all__ = [
     "UsageError",
     "ValueDomainError",
     "WeightSource",
+    "WeightUse",
     "canonical_name",
     "current_policy",
     "dtype_name",
     "explain",
+    "forget_times",
     "hookimpl",
     "inspect",
     "load_model",
     "matmul",
+    "measure",
     "nearest",
     "open",
     "pack_codes",
+    "panel_conversions",
+    "panel_kernels",
     "prepare",
     "quantize",
     "quantize_model",
@@ -189,15 +205,29 @@ if TYPE_CHECKING:
     from quantry.layouts.bitpack import pack as pack_codes
     from quantry.layouts.bitpack import unpack as unpack_codes
     from quantry.load import load_model
+    from quantry.measurement import WeightUse, measure
     from quantry.multiply import matmul
-    from quantry.nn import PackedModule, QuantEmbedding, QuantExperts, QuantLinear, TiedHead, prepare, swap
+    from quantry.native import NativeLibrary
+    from quantry.nn import (
+        LinearGroup,
+        PackedModule,
+        QuantEmbedding,
+        QuantExperts,
+        QuantLinear,
+        TiedHead,
+        prepare,
+        swap,
+    )
+    from quantry.panels import panel_conversions, panel_kernels
     from quantry.plugins import registry, reload
     from quantry.policy import Policy, current_policy, use
     from quantry.quantizer import Quantizer, canonical_name
     from quantry.resolve import Decision
+    from quantry.roof import Roof
     from quantry.runtime import Exported, Runtime
     from quantry.source import MappedFile, Source
     from quantry.tensor import QuantizedTensor
+    from quantry.timings import forget_times
     from quantry.uqff_write import save_uqff
     from quantry.verification import verify
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from quantry.codec import UqffCodec
+from quantry.convert import Conversion
 from quantry.devices import CpuProbe, CudaProbe, DeviceProbe, MpsProbe
 from quantry.format import Format
 from quantry.hookspecs import hookimpl
 from quantry.kernel import Kernel
 from quantry.layout import Layout
 from quantry.quantizer import Quantizer
+from quantry.roof import Roof
 
 
 @hookimpl
@@ -23,9 +25,18 @@ def quantry_formats() -> Iterable[Format]:
 
 @hookimpl
 def quantry_layouts() -> Iterable[type[Layout]]:
-    from quantry.layouts import Dense, GroupedAffine, GroupedCodebook, ScaledFloat
+    from quantry import layouts
+    from quantry.torch_int4pack import TorchInt4Pack
 
-    return [Dense, GroupedAffine, GroupedCodebook, ScaledFloat]
+    return [*(getattr(layouts, name) for name in layouts.__all__), TorchInt4Pack]
+
+
+@hookimpl
+def quantry_conversions() -> Iterable[Conversion]:
+    from quantry.panels.conversions import UNPACKING
+    from quantry.torch_int4pack import CONVERSIONS
+
+    return [*CONVERSIONS, *UNPACKING]
 
 
 @hookimpl
@@ -38,6 +49,8 @@ def quantry_quantizers() -> Iterable[Quantizer]:
 @hookimpl
 def quantry_kernels() -> Iterable[Kernel]:
     from quantry.reference import ReferenceEmbedding, ReferenceLinear, ReferenceLinearDx
+    from quantry.torch_int4pack import Int4PackLinear, Int4PackLinearDx
+    from quantry.torch_int8 import Int8MmLinear, Int8PackLinear
     from quantry.torch_kernels import DenseEmbedding, DenseLinear, DenseLinearDx, ExpertsLoop
 
     return [
@@ -45,6 +58,10 @@ def quantry_kernels() -> Iterable[Kernel]:
         DenseLinearDx(),
         DenseEmbedding(),
         ExpertsLoop(),
+        Int4PackLinear(),
+        Int4PackLinearDx(),
+        Int8PackLinear(),
+        Int8MmLinear(),
         ReferenceLinear(),
         ReferenceLinearDx(),
         ReferenceEmbedding(),
@@ -61,3 +78,10 @@ def quantry_uqff_codecs() -> Iterable[UqffCodec]:
 @hookimpl
 def quantry_devices() -> Iterable[DeviceProbe]:
     return [CpuProbe(), CudaProbe(), MpsProbe()]
+
+
+@hookimpl
+def quantry_roofs() -> Iterable[Roof]:
+    from quantry.bench.torch_roof import TorchRoof
+
+    return [TorchRoof()]
