@@ -23,8 +23,8 @@ WIDTH = 100
 LAYERS: dict[str, tuple[str, ...]] = {
     "words": ("errors", "dtypes", "hints"),
     "contracts": (
-        "layout", "sample", "devices", "format", "kernel", "quantizer", "codec", "convert", "runtime", "tensor",
-        "roof", "native", "hookspecs", "roles", "topology",
+        "layout", "sample", "devices", "format", "kernel", "quantizer", "codec", "convert", "runtime",
+        "tensor", "roof", "native", "hookspecs", "roles", "topology",
     ),
     "layouts": ("layouts*",),
     "bytes": ("source", "safetensors_header", "stream", "staging"),

@@ -1,8 +1,8 @@
 """The native kernels against float64 on every instruction set of this machine.
 
-The weights are decoded by the `gguf` package. The tolerance is this bound:
-activations are rounded by at most max|x| / 254 of their block, sums are f32. Formats with minimums add s·q
-and m apart, so their sums are bounded by |s·q| + |m| instead of |s·q - m|.
+The weights are decoded by the definition, which test_oracle.py compares with llama.cpp. The tolerance is
+this bound: activations are rounded by at most max|x| / 254 of their block, sums are f32. Formats with
+minimums add s·q and m apart, so their sums are bounded by |s·q| + |m| instead of |s·q - m|.
 """
 
 from __future__ import annotations
@@ -10,32 +10,20 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
-from gguf import GGMLQuantizationType
-from gguf.quants import dequantize
+from kernel_weights import KINDS, Weight, rounding_block, weight
 
-from quantry import KernelError, NativeLibrary, PluginError, QuantizedTensor, UsageError
+from quantry import KernelError, NativeLibrary, PluginError, UsageError
 from quantry_gguf import native
 from quantry_gguf.kernels import PanelExact, PanelInt8
-from quantry_gguf.layout import GgmlBlocks
-from quantry_gguf.panel import CONVERSIONS, PLANES, GgmlPanel
+from quantry_gguf.panel import PLANES, GgmlPanel
 from quantry_gguf.types import BY_NAME
 
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
-HALVES = {
-    "q4_1": (0, 2),
-    "q5_1": (0, 2),
-    "q4_k": (0, 2),
-    "q5_k": (0, 2),
-    "q6_k": (208,),
-}  # offsets of f16 scales
-PACK, UNPACK = CONVERSIONS
 
 
 def targets() -> list[str]:
@@ -50,47 +38,6 @@ def target(request: pytest.FixtureRequest) -> Iterator[int]:
     native.set_target(request.param)
     yield native.target()
     native.set_target(None)
-
-
-class Weight(NamedTuple):
-    """A random weight: as stored, as panels, as float64, and the size of the terms that a kernel adds."""
-
-    blocks: np.ndarray
-    planes: dict[str, torch.Tensor]
-    dense: np.ndarray
-    terms: np.ndarray
-
-
-@cache
-def weight(kind: str, rows: int, columns: int, magnitude: float = 1e-3) -> Weight:
-    ggml = BY_NAME[kind]
-    rng = np.random.default_rng(rows * 7919 + columns + ggml.id)
-    blocks = rng.integers(0, 256, (rows, columns // ggml.block, ggml.block_bytes), dtype=np.uint8)
-    for offset in HALVES.get(kind, (0,)):
-        scales = (rng.standard_normal(blocks.shape[:2]) * magnitude).astype(np.float16)
-        blocks[..., offset : offset + 2] = scales[..., None].view(np.uint8)
-    return made(kind, blocks)
-
-
-def made(kind: str, blocks: np.ndarray) -> Weight:
-    rows, columns = blocks.shape[0], blocks.shape[1] * BY_NAME[kind].block
-    shape = (rows, columns)
-    dense = decoded(kind, blocks)
-    terms = np.abs(dense)
-    if kind in ("q4_1", "q5_1", "q4_k", "q5_k"):
-        without_d = blocks.copy()
-        without_d[..., :2] = 0
-        minimum = decoded(kind, without_d)
-        terms = np.abs(dense - minimum) + np.abs(minimum)
-    qt = QuantizedTensor(
-        GgmlBlocks(kind), shape, {"blocks": torch.from_numpy(blocks.reshape(rows, -1).copy())}
-    )
-    return Weight(blocks, dict(PACK.convert(qt, GgmlPanel(kind)).buffers), dense, terms)
-
-
-def decoded(kind: str, blocks: np.ndarray) -> np.ndarray:
-    flat = blocks.reshape(blocks.shape[0], -1)
-    return dequantize(flat, GGMLQuantizationType[kind.upper()]).astype(np.float64)
 
 
 def rounding(dtype: torch.dtype, y: np.ndarray) -> np.ndarray:
@@ -114,9 +61,7 @@ def linear(
     full = described(kind, exact, w, rows, columns)
     need = ctypes.c_int64()
     listed = (ctypes.c_void_p * 1)(ctypes.addressof(full))
-    status = lib.quantry_gguf_linear_scratch(
-        ctypes.addressof(listed), 1, m, threads, ctypes.addressof(need)
-    )
+    status = lib.quantry_gguf_linear_scratch(ctypes.addressof(listed), 1, m, threads, ctypes.addressof(need))
     assert status == 0
     scratch = torch.full((need.value,), 0xA5, dtype=torch.uint8)
     y = torch.full((m, rows), float("nan"), dtype=x.dtype)
@@ -130,19 +75,19 @@ def linear(
 
 def described(kind: str, exact: bool, w: Weight, rows: int, columns: int) -> native.BoundLinear:
     return native.BoundLinear(
-        native.target(), BY_NAME[kind].id, exact, 0, rows, columns, pointer(w.planes["codes"]),
-        pointer(w.planes.get("high")), pointer(w.planes["meta"]), sum(p.nbytes for p in w.planes.values()),
+        native.target(), BY_NAME[kind].id, exact, 0, rows, columns, *w.addresses,
     )  # fmt: skip
 
 
 def bound(kind: str, exact: bool, x: np.ndarray, w: Weight, y: np.ndarray, dtype: torch.dtype) -> np.ndarray:
     """Largest allowed |Δ| per output, from how the kernel rounds."""
-    block = 256 if BY_NAME[kind].block == 256 else 32
+    block = rounding_block(kind)
     rounded = 0.0
     if not exact:
         amax = np.abs(x).reshape(len(x), x.shape[1] // block, block).max(-1)
         rounded = (amax / 254) @ np.abs(w.dense).reshape(len(w.dense), -1, block).sum(-1).T * (1 + 1e-5)
-    summed = 2.0**-23 * (2 + x.shape[1] / block) * (np.abs(x) @ w.terms.T)
+    adds = x.shape[1] / (32 if exact else block)  # exact sums run over columns, rounded ones over blocks
+    summed = 2.0**-23 * (2 + adds) * (np.abs(x) @ w.terms.T)
     return rounded + summed + rounding(dtype, y) + 1e-30
 
 
@@ -163,7 +108,7 @@ def activations(m: int, columns: int, dtype: torch.dtype = torch.float32) -> tor
 
 
 @pytest.mark.parametrize("exact", [True, False], ids=["exact", "int8"])
-@pytest.mark.parametrize("kind", PLANES)
+@pytest.mark.parametrize("kind", KINDS)
 def test_any_number_of_rows_and_outputs(target: int, kind: str, exact: bool) -> None:
     block = BY_NAME[kind].block
     for m in (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 17, 33):
@@ -173,7 +118,7 @@ def test_any_number_of_rows_and_outputs(target: int, kind: str, exact: bool) -> 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("exact", [True, False], ids=["exact", "int8"])
-@pytest.mark.parametrize("kind", PLANES)
+@pytest.mark.parametrize("kind", KINDS)
 def test_element_types_strides_and_bias(target: int, kind: str, exact: bool, dtype: torch.dtype) -> None:
     w = weight(kind, 33, 768)
     bias = torch.linspace(-1, 1, 33)
@@ -182,13 +127,13 @@ def test_element_types_strides_and_bias(target: int, kind: str, exact: bool, dty
         check(kind, exact, wide[:, 3 : 3 + 768], w, bias)  # rows of 808 elements, first element off by 3
 
 
-@pytest.mark.parametrize("kind", PLANES)
+@pytest.mark.parametrize("kind", KINDS)
 def test_many_rows_take_several_passes(kind: str) -> None:
     check(kind, True, activations(1100, 256), weight(kind, 33, 256))
     check(kind, False, activations(1100, 256), weight(kind, 33, 256))
 
 
-@pytest.mark.parametrize("kind", PLANES)
+@pytest.mark.parametrize("kind", KINDS)
 def test_scales_of_zero_subnormal_and_large(target: int, kind: str) -> None:
     block = BY_NAME[kind].block
     for magnitude in (0.0, 6e-8, 60.0):  # 6e-8 is the smallest f16
@@ -198,7 +143,7 @@ def test_scales_of_zero_subnormal_and_large(target: int, kind: str) -> None:
             check(kind, exact, activations(17, 2 * block), w)
 
 
-@pytest.mark.parametrize("kind", PLANES)
+@pytest.mark.parametrize("kind", KINDS)
 def test_activations_of_any_size(target: int, kind: str) -> None:
     """Blocks of zeros, of the smallest floats, of huge ones, and an outlier among small ones."""
     block = max(BY_NAME[kind].block, 32)
@@ -222,7 +167,7 @@ def test_a_broken_activation_shows_in_its_row_only(target: int, kind: str, exact
 
 
 @pytest.mark.parametrize("exact", [True, False], ids=["exact", "int8"])
-@pytest.mark.parametrize("kind", PLANES)
+@pytest.mark.parametrize("kind", KINDS)
 def test_threads_change_no_bit(target: int, kind: str, exact: bool) -> None:
     w = weight(kind, 333, 1024)
     for m in (1, 7, 40):
@@ -232,7 +177,7 @@ def test_threads_change_no_bit(target: int, kind: str, exact: bool) -> None:
             assert torch.equal(linear(kind, exact, x, w, threads=threads), one)
 
 
-@pytest.mark.parametrize("kind", PLANES)
+@pytest.mark.parametrize("kind", KINDS)
 def test_backward_to_x(target: int, kind: str) -> None:
     block = BY_NAME[kind].block
     for m in (0, 1, 3, 13, 40):
@@ -247,7 +192,7 @@ def check_backward(kind: str, dy: torch.Tensor, w: Weight) -> None:
     wide = dy.double().numpy()
     want = wide @ w.dense
     # a sum of f32 products of decoded weights, one after the other
-    allowed = 2.0**-23 * (2 + dy.shape[1] / 32) * (np.abs(wide) @ np.abs(w.dense)) + rounding(dy.dtype, want)
+    allowed = 2.0**-23 * (4 + dy.shape[1] / 32) * (np.abs(wide) @ np.abs(w.dense)) + rounding(dy.dtype, want)
     assert (np.abs(dx.double().numpy() - want) - allowed).max(initial=-1.0) <= 1e-30
     assert torch.equal(dx, backward(kind, dy, w, threads=1))
 
@@ -259,20 +204,21 @@ def backward(kind: str, dy: torch.Tensor, w: Weight, threads: int = 3) -> torch.
     dx = torch.full((m, columns), float("nan"), dtype=dy.dtype)
     status = native.library().quantry_gguf_linear_dx(
         native.target(), BY_NAME[kind].id, DTYPES[dy.dtype], m, rows, columns, dy.data_ptr(), dy.stride(0),
-        *planes_of(w), dx.data_ptr(), threads, scratch.data_ptr(), size,
+        *w.addresses, dx.data_ptr(), threads, scratch.data_ptr(), size,
     )  # fmt: skip
     assert status == 0
     return dx
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("kind", PLANES)
+@pytest.mark.parametrize("kind", KINDS)
 def test_embedding_rows_equal_the_definition(target: int, kind: str, dtype: torch.dtype) -> None:
     w = weight(kind, 37, 768)
     ids = torch.tensor([0, 36, 16, 15, 16, 31, 5] * 9)
     want = torch.from_numpy(w.dense[ids.numpy()]).float().to(dtype)
-    for y in (embedded(kind, ids, w, dtype), embedded_from_rows(kind, ids, w, dtype)):
-        assert torch.equal(y, want)
+    assert torch.equal(embedded_from_rows(kind, ids, w, dtype), want)
+    if kind in PLANES:
+        assert torch.equal(embedded(kind, ids, w, dtype), want)
 
 
 @pytest.mark.parametrize("wrong", [-1, 37, 1 << 62, -(1 << 63)])
@@ -288,7 +234,7 @@ def embedded(kind: str, ids: torch.Tensor, w: Weight, dtype: torch.dtype) -> tor
     y = torch.full((len(ids), columns), float("nan"), dtype=dtype)
     status = native.library().quantry_gguf_embedding(
         native.target(), BY_NAME[kind].id, DTYPES[dtype], ids.data_ptr(), len(ids), rows, columns,
-        *planes_of(w), y.data_ptr(), 2,
+        *w.addresses, y.data_ptr(), 2,
     )  # fmt: skip
     if status:
         native.fail(status, "embedding")
@@ -305,16 +251,6 @@ def embedded_from_rows(kind: str, ids: torch.Tensor, w: Weight, dtype: torch.dty
     if status:
         native.fail(status, "embedding_rows")
     return y
-
-
-def planes_of(w: Weight) -> tuple[int, int | None, int, int]:
-    p = w.planes
-    return (
-        p["codes"].data_ptr(),
-        pointer(p.get("high")),
-        p["meta"].data_ptr(),
-        sum(b.nbytes for b in p.values()),
-    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -391,6 +327,33 @@ def test_a_group_of_weights_gives_what_each_gives_alone(exact: bool, m: int) -> 
     assert group is not None
     for y, (kind, w) in zip(group(x), parts.items(), strict=True):
         assert torch.equal(y, linear(kind, exact, x, w))
+
+
+def test_a_group_may_mix_panels_and_file_order() -> None:
+    parts = {kind: weight(kind, 33, 512) for kind in ("iq2_xs", "q4_k", "tq1_0", "q1_0")}
+    x = activations(5, 512)
+    bound = [described(kind, False, w, 33, 512) for kind, w in parts.items()]
+    listed = (ctypes.c_void_p * len(bound))(*(ctypes.addressof(b) for b in bound))
+    scratch, need = native.scratch("linear", ctypes.addressof(listed), len(bound), 5, 2)
+    ys = [torch.empty(5, 33) for _ in bound]
+    to = (ctypes.c_void_p * len(bound))(*(y.data_ptr() for y in ys))
+    status = native.library().quantry_gguf_linear(
+        ctypes.addressof(listed), len(bound), 0, 5, x.data_ptr(), 512, None, ctypes.addressof(to), 2,
+        scratch.data_ptr(), need,
+    )  # fmt: skip
+    assert status == 0
+    for y, (kind, w) in zip(ys, parts.items(), strict=True):
+        assert torch.equal(y, linear(kind, False, x, w))
+
+
+def test_file_order_has_no_planes_to_pack_or_look_up() -> None:
+    w = weight("iq3_s", 17, 512)
+    codes, _, _, size = w.addresses
+    out = torch.zeros(size, dtype=torch.uint8)
+    pack = native.library().quantry_gguf_pack
+    assert pack(native.target(), 21, 1, 17, 512, codes, size, out.data_ptr(), None, None, size, 1) == 2
+    with pytest.raises(KernelError, match="no native kernel for this block type"):
+        embedded("iq3_s", torch.tensor([0]), w, torch.float32)
 
 
 def test_a_group_needs_equal_columns() -> None:

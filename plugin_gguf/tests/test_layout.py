@@ -70,7 +70,9 @@ def test_removed_ids_are_no_types() -> None:
         ("mxfp4", ("int8/32",)),
         ("q4_k", ("int8/256",)),
         ("iq1_s", ("int8/256",)),
-        ("q1_0", ()),
+        ("q1_0", ("int8/32",)),
+        ("nvfp4", ("int8/32",)),
+        ("q8_1", ("int8/32",)),
     ],
 )
 def test_published_activations_are_those_of_llama_cpp(name: str, expected: tuple[str, ...]) -> None:

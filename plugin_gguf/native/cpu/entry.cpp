@@ -18,11 +18,19 @@ namespace {
 
 struct TypeSizes {
   int type, block, block_bytes, codes, high, meta;   // codes, high: bytes of 16 rows × 32 columns; meta: × one block
+  bool panels() const { return codes != 0; }          // else the weight stays in file order: blocks in place of codes
 };
-// Repeats the constants of quantry/ggml/formats.h, which only per-target code may include; a test compares both.
+// Repeats the constants of quantry/ggml/formats.h and row_types.h, which only per-target code may include; tests compare.
 const TypeSizes kTypes[] = {
-    {2, 32, 18, 256, 0, 32},    {3, 32, 20, 256, 0, 64},    {6, 32, 22, 256, 64, 32},    {7, 32, 24, 256, 64, 64},
-    {8, 32, 34, 512, 0, 32},    {12, 256, 144, 256, 0, 256}, {13, 256, 176, 256, 64, 256}, {14, 256, 210, 256, 128, 288},
+    {2, 32, 18, 256, 0, 32},      {3, 32, 20, 256, 0, 64},     {6, 32, 22, 256, 64, 32},    {7, 32, 24, 256, 64, 64},
+    {8, 32, 34, 512, 0, 32},      {9, 32, 36, 512, 0, 64},     {10, 256, 84, 128, 0, 320},  {11, 256, 110, 128, 64, 224},
+    {12, 256, 144, 256, 0, 256},  {13, 256, 176, 256, 64, 256}, {14, 256, 210, 256, 128, 288}, {20, 32, 18, 256, 0, 32},
+    {23, 256, 136, 256, 0, 128},  {39, 32, 17, 256, 0, 16},    {40, 64, 36, 256, 0, 64},
+    {35, 256, 66, 128, 0, 32},    {41, 128, 18, 64, 0, 32},    {42, 64, 18, 128, 0, 32},
+    // in file order
+    {15, 256, 292, 0, 0, 0},      {16, 256, 66, 0, 0, 0},      {17, 256, 74, 0, 0, 0},      {18, 256, 98, 0, 0, 0},
+    {19, 256, 50, 0, 0, 0},       {21, 256, 110, 0, 0, 0},     {22, 256, 82, 0, 0, 0},      {29, 256, 56, 0, 0, 0},
+    {34, 256, 54, 0, 0, 0},
 };
 
 const TypeSizes* sizes_of(int type) {
@@ -38,6 +46,7 @@ bool sane(int64_t a, int64_t b) { return a >= 0 && b >= 0 && (b == 0 || a <= kMo
 int64_t panels_of(int64_t rows) { return rows / 16 + (rows % 16 != 0); }
 
 int64_t plane_bytes_of(const TypeSizes& t, int64_t rows, int64_t columns) {
+  if (!t.panels()) return rows * (columns / t.block) * t.block_bytes;
   return panels_of(rows) * (columns / 32 * (t.codes + t.high) + columns / t.block * t.meta);
 }
 
@@ -47,7 +56,7 @@ int check_weight(const TypeSizes* t, int64_t rows, int64_t columns, const void* 
   if (!t) return QUANTRY_BAD_TYPE;
   if (!sane(rows, columns) || columns % t->block) return QUANTRY_BAD_SHAPE;
   if (plane_bytes != plane_bytes_of(*t, rows, columns)) return QUANTRY_BAD_BUFFER;
-  if (plane_bytes && (!codes || !meta || (t->high && !high))) return QUANTRY_BAD_BUFFER;
+  if (plane_bytes && (!codes || (t->meta && !meta) || (t->high && !high))) return QUANTRY_BAD_BUFFER;
   return QUANTRY_OK;
 }
 
@@ -82,7 +91,7 @@ void advise_huge(void* p, int64_t bytes) {
 
 int check_repack(const TypeSizes* t, int64_t batch, int64_t rows, int64_t columns, const void* blocks, int64_t block_bytes,
                  const void* codes, const void* high, const void* meta, int64_t plane_bytes) {
-  if (!t) return QUANTRY_BAD_TYPE;
+  if (!t || !t->panels()) return QUANTRY_BAD_TYPE;
   if (!sane(rows, columns) || columns % t->block || !sane(batch, panels_of(rows) * 16) ||
       !sane(batch * panels_of(rows) * 16, columns))
     return QUANTRY_BAD_SHAPE;
@@ -252,7 +261,9 @@ QUANTRY_EXPORT int quantry_gguf_embedding(int target, int type, int dtype, const
                                           int64_t columns, const void* codes, const void* high, const void* meta,
                                           int64_t plane_bytes, void* y, int threads) {
   FIND_OPS(target);
-  RETURN_IF_BAD(check_weight(sizes_of(type), rows, columns, codes, high, meta, plane_bytes));
+  const TypeSizes* t = sizes_of(type);
+  if (!t || !t->panels()) return QUANTRY_BAD_TYPE;
+  RETURN_IF_BAD(check_weight(t, rows, columns, codes, high, meta, plane_bytes));
   RETURN_IF_BAD(check_activations(dtype, count, columns, columns, ids, y));
   return ops->embedding(type, dtype, ids, count, rows, columns, nullptr, codes, high, meta, y, allowed(threads));
 }

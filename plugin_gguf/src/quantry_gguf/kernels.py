@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from quantry import Kernel, Layout, Numerics, Problem, ShapeError
 from quantry_gguf import native
-from quantry_gguf.panel import PLANES
-from quantry_gguf.types import BY_NAME
+from quantry_gguf.types import TYPES
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["KERNELS"]
 
-_IDS = {name: BY_NAME[name].id for name in PLANES}
+_IDS = {t.name: t.id for t in TYPES if not t.is_dense}
 _STACK_COLUMNS = 8192  # ggml/linear.h, kStackColumns: one row of at most so many columns needs no scratch
 
 _SERIAL_BYTES = 100 << 10  # threads.h, kSerialBytes: below it one row is computed by one thread
@@ -292,13 +291,6 @@ class RowsEmbedding(_Native):
     op = "embedding"
     family = "ggml"
     priority = 20
-
-    def why_not(self, problem: Problem) -> str | None:
-        """None for the types that have a native decoder."""
-        kind = str(problem.layout).partition(":")[2]
-        if kind not in _IDS:
-            return f"no native decoder for {kind}; there is one for {', '.join(_IDS)}"
-        return super().why_not(problem)
 
     def embedding(
         self, ids: Tensor, w: Sequence[Tensor], layout: Layout, shape: Shape, dtype: torch.dtype

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 __all__ = ["LAYOUTS", "GgmlBlocks"]
 
 # llama.cpp rounds x to Q8_0 or Q8_1 blocks of 32 for these (`vec_dot_type`, ggml-cpu.c), else to Q8_K of 256
-_ROUNDED_PER_32 = frozenset({"q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "iq4_nl", "mxfp4"})
+_ROUNDED_PER_32 = frozenset(
+    {"q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q8_1", "iq4_nl", "mxfp4", "nvfp4", "q1_0", "q2_0"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,11 @@ class GgmlBlocks(Layout):
         if self.type not in known:
             raise UsageError(f"{self.type!r} is not a quantized ggml type", hint=nearest(self.type, known))
 
+    @classmethod
+    def variants(cls) -> Iterable[GgmlBlocks]:
+        """Every type that weights are stored in; Q8_1 and Q8_K are for activations."""
+        return [cls(t.name) for t in BY_NAME.values() if not t.is_dense and t.name not in ("q8_1", "q8_k")]
+
     @property
     def ggml(self) -> GgmlType:
         """The row of the type table."""
@@ -44,10 +51,8 @@ class GgmlBlocks(Layout):
 
     @property
     def published_activations(self) -> tuple[str, ...]:
-        """llama.cpp's int8 rounding of activations, per 32 or per 256; none for types without one."""
-        if self.type in _ROUNDED_PER_32:
-            return ("int8/32",)
-        return ("int8/256",) if self.ggml.block == 256 else ()
+        """llama.cpp's int8 rounding of activations, per 32 or per 256."""
+        return ("int8/32",) if self.type in _ROUNDED_PER_32 else ("int8/256",)
 
     def why_not(self, shape: Shape) -> str | None:
         """None when the columns are whole blocks."""

@@ -41,6 +41,9 @@ _SIGNATURES = {
     "encode": [_I, _I, _P, _P, _P, _L, _L, _I],  # encode_entry.cpp
     "dense_scratch": [_I, _I, _L, _L, _P],
     "dense": [_I, _I, _I, _L, _L, _L, _P, _L, _P, _L, _P, _P, _I, _P, _L],
+    "probe_fill": [_P, _L, _I],  # probe_entry.cpp
+    "probe_read": [_I, _P, _L, _I, _P],
+    "probe_peak": [_I, _I, _L, _I, _P],
 }
 
 

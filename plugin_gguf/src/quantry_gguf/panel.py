@@ -38,9 +38,19 @@ PLANES = {
     "q5_0": PlaneBytes(256, 64, 32),
     "q5_1": PlaneBytes(256, 64, 64),
     "q8_0": PlaneBytes(512, 0, 32),
+    "q8_1": PlaneBytes(512, 0, 64),
+    "q2_k": PlaneBytes(128, 0, 320),
+    "q3_k": PlaneBytes(128, 64, 224),
     "q4_k": PlaneBytes(256, 0, 256),
     "q5_k": PlaneBytes(256, 64, 256),
     "q6_k": PlaneBytes(256, 128, 288),
+    "iq4_nl": PlaneBytes(256, 0, 32),
+    "iq4_xs": PlaneBytes(256, 0, 128),
+    "tq2_0": PlaneBytes(128, 0, 32),
+    "mxfp4": PlaneBytes(256, 0, 16),
+    "nvfp4": PlaneBytes(256, 0, 64),
+    "q1_0": PlaneBytes(64, 0, 32),
+    "q2_0": PlaneBytes(128, 0, 32),
 }
 
 
@@ -48,8 +58,8 @@ PLANES = {
 class GgmlPanel(Layout):
     """The bits of `ggml:<type>` in planes, e.g. `ggml_panel:q4_k`; the same size but for rows padded to 16.
 
-    Buffers, uint8 [*lead, P, bytes] for P = ceil(N / 16) panels: `codes`, low 4 or all 8 bits of the codes,
-    `high`, the bits above (5- and 6-bit types only), `meta`, the scales.
+    Buffers, uint8 [*lead, P, bytes] for P = ceil(N / 16) panels: `codes`, the low 1, 2, 4 or all 8 bits of
+    the codes, `high`, the bits above (3-, 5- and 6-bit types only), `meta`, the scales.
 
     >>> {n: b.shape for n, b in GgmlPanel("q5_0").buffers((33, 64)).items()}
     {'codes': (3, 512), 'high': (3, 128), 'meta': (3, 64)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from quantry import Conversion, Format, Kernel, Layout, Quantizer, UqffCodec, hookimpl
+from quantry import Conversion, Format, Kernel, Layout, Quantizer, Roof, UqffCodec, hookimpl
 
 
 @hookimpl
@@ -38,9 +38,9 @@ def quantry_quantizers() -> Iterable[Quantizer]:
 
 @hookimpl
 def quantry_kernels() -> Iterable[Kernel]:
-    from quantry_gguf.kernels import KERNELS
+    from quantry_gguf import kernels, row_kernels
 
-    return KERNELS
+    return [*kernels.KERNELS, *row_kernels.KERNELS]
 
 
 @hookimpl
@@ -48,3 +48,10 @@ def quantry_uqff_codecs() -> Iterable[UqffCodec]:
     from quantry_gguf.codec import CODECS
 
     return CODECS
+
+
+@hookimpl
+def quantry_roofs() -> Iterable[Roof]:
+    from quantry_gguf.roof import ROOFS
+
+    return ROOFS

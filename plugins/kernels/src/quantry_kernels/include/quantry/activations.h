@@ -1,15 +1,15 @@
 // Activations in the order the kernels read them: a tile of R rows, columns outermost.
 //
 //   int8:  codes [K/4][R][4] i8;  scale [K/B][R] f32, B = 32 or 256;  start [K/G][R] i32 = −zero · Σ codes of a group;
-//          sums, formats with mins: per 32 columns [K/32][R] f32 = scale · Σ codes, or for B = 256 [K/256][4][R] pairs of
-//          i16 Σ codes of sub-blocks (0, 2) (1, 3) (4, 6) (5, 7), the operand of dot2
-//   float: x [K][R] f32;  sums, formats with mins: [K/32][R] f32 = Σ x of 32 columns
+//          sums, formats with mins: per 32 columns [K/32][R] f32 = scale · Σ codes, or for B = 256 [K/256][128/G][R] pairs of
+//          i16 Σ codes of groups (0, 2) (1, 3) (4, 6) (5, 7) …, the operand of dot2
+//   float: x [K][R] f32;  sums, formats with mins: [K/G][R] f32 = Σ x of a group
 //
-// Rounding to int8 is scale = max|x| / 127, code = nearest even of x / scale (ggml rounds halves away from zero: the last
-// code may differ). A block with Inf or NaN gets the scale NaN, so that the result shows it.
+// Rounding to int8: rounding.h.
 #pragma once
 #include "elements.h"
 #include "panel.h"
+#include "rounding.h"
 #include "threads.h"
 #include "tiles.h"
 
@@ -39,7 +39,7 @@ struct TileFloat {
   float* x;
   float* sums;
 
-  static constexpr int64_t row_bytes(int64_t columns) { return 4 * columns + 4 * (columns / 32); }
+  static constexpr int64_t row_bytes(int64_t columns) { return 4 * columns + 4 * (columns / 16); }
 
   QUANTRY_INLINE TileFloat(void* base, int64_t columns, int64_t first_row, int height) {
     x = reinterpret_cast<float*>(static_cast<char*>(base) + first_row * row_bytes(columns));
@@ -53,58 +53,42 @@ inline void quantize_row(const typename Element<D>::Type* x, int64_t columns, co
   constexpr int block = kActBlock<F>;
   constexpr int groups = block / F::kGroup;
   for (int64_t b = 0; b < columns / block; ++b, x += block) {
-    vi biggest = zero_int();
-    for (int i = 0; i < block; i += kLanes) biggest = max_int(biggest, abs_bits(load_as_float<D>(x + i)));
-    int32_t bits = max_lanes_int(biggest);
-    const bool broken = bits >= 0x7f800000;   // Inf or NaN
-    float amax = float_of(static_cast<uint32_t>(bits)), scale = amax / 127.0f, inverse = 0.0f, up = 1.0f;
-    if (broken) scale = float_of(0x7fc00000u);
-    else if (amax > 0.0f) {
-      if (amax < 0x1p-100f) up = 0x1p100f;   // 127 / amax would be Inf
-      inverse = 127.0f / (amax * up);
-    }
+    const Rounding r = rounding_of<D>(x, block);
     int8_t codes[block];
     int32_t sums[groups];
-    for (int g = 0; g < groups; ++g) {
-      vi sum = zero_int();
-      for (int i = g * F::kGroup; i < (g + 1) * F::kGroup; i += kLanes) {
-        vi q = broken ? zero_int() : round_int(mul(mul(load_as_float<D>(x + i), set1(up)), set1(inverse)));
-        sum = add_int(sum, q);
-        store_bytes(codes + i, q);
-      }
-      sums[g] = sum_lanes_int(sum);
-    }
+    for (int g = 0; g < groups; ++g) sums[g] = round_codes<D>(x, g * F::kGroup, (g + 1) * F::kGroup, r, codes);
     int8_t* out = to.codes + (b * block * height + 4 * m);
     for (int i = 0; i < block / 4; ++i) memcpy(out + 4 * height * i, codes + 4 * i, 4);
-    to.scale[b * height + m] = scale;
+    to.scale[b * height + m] = r.scale;
     if constexpr (kZeroOf<F> != 0)
       for (int g = 0; g < groups; ++g) to.start[(b * groups + g) * height + m] = -kZeroOf<F> * sums[g];
     if constexpr (F::kMins && F::kSuper) {
-      uint32_t* pairs = static_cast<uint32_t*>(to.sums) + b * 4 * height + m;
-      for (int p = 0; p < 4; ++p) {
+      uint32_t* pairs = static_cast<uint32_t*>(to.sums) + b * (groups / 2) * height + m;
+      for (int p = 0; p < groups / 2; ++p) {
         int j = 4 * (p / 2) + p % 2;
         pairs[p * height] = (static_cast<uint32_t>(sums[j]) & 0xffff) | static_cast<uint32_t>(sums[j + 2]) << 16;
       }
     } else if constexpr (F::kMins) {
-      static_cast<float*>(to.sums)[b * height + m] = scale * static_cast<float>(sums[0]);
+      static_cast<float*>(to.sums)[b * height + m] = r.scale * static_cast<float>(sums[0]);
     }
   }
 }
 
-template <int D>
-inline void widen_row(const typename Element<D>::Type* x, int64_t columns, const TileFloat& to, int height, int m,
-                      bool with_sums) {
-  for (int64_t k = 0; k < columns; k += kChunk) {
-    float values[kChunk];
+// Group: columns of a sum, 0 for none.
+template <int D, int Group>
+inline void widen_row(const typename Element<D>::Type* x, int64_t columns, const TileFloat& to, int height, int m) {
+  constexpr int step = Group ? Group : kChunk;
+  for (int64_t k = 0; k < columns; k += step) {
+    float values[step];
     vf sum = zero();
-    for (int i = 0; i < kChunk; i += kLanes) {
+    for (int i = 0; i < step; i += kLanes) {
       vf v = load_as_float<D>(x + k + i);
       sum = add(sum, v);
       store(values + i, v);
     }
     float* out = to.x + k * height + m;
-    for (int i = 0; i < kChunk; ++i) out[i * height] = values[i];
-    if (with_sums) to.sums[k / kChunk * height + m] = sum_lanes(sum);
+    for (int i = 0; i < step; ++i) out[i * height] = values[i];
+    if constexpr (Group != 0) to.sums[k / Group * height + m] = sum_lanes(sum);
   }
 }
 
@@ -121,14 +105,15 @@ inline void quantize_tiles(const Matrix& x, const RowTiles& tiles, void* base, R
   });
 }
 
-inline void widen_tiles(const Matrix& x, const RowTiles& tiles, void* base, Range which, bool with_sums) {
+template <int Group>
+inline void widen_tiles(const Matrix& x, const RowTiles& tiles, void* base, Range which) {
   with_dtype(x.dtype, [&](auto d) {
     constexpr int D = d;
     for (int64_t t = which.begin; t < which.end; ++t) {
       int height = tiles.height(t);
       TileFloat to(base, x.columns, tiles.first(t), height);
       for (int m = 0; m < height; ++m)
-        widen_row<D>(x.row<D>(tiles.first(t) + m), x.columns, to, height, m, with_sums);
+        widen_row<D, Group>(x.row<D>(tiles.first(t) + m), x.columns, to, height, m);
     }
   });
 }

@@ -12,6 +12,7 @@ struct BackwardArgs {
   Matrix dy;         // [M, N]
   Output dx;         // [M, K]
   char* scratch;
+  ColumnOrder rows = {};   // stored row n of W belongs to column rows.at(n) of dy
 };
 
 // All tiles of dy as [N rounded up to panels][R] f32, then per thread C [M ≤ kPassRows][256] and the turned slab.
@@ -22,7 +23,7 @@ inline int64_t backward_scratch(int64_t m, int64_t rows, int threads) {
   return gradient_bytes(m, rows) + threads * backward_thread_bytes(m);
 }
 
-inline void widen_gradient(const Matrix& dy, const RowTiles& tiles, float* base, Range which) {
+inline void widen_gradient(const Matrix& dy, const ColumnOrder& order, const RowTiles& tiles, float* base, Range which) {
   const int64_t padded = round_up(dy.columns, kRows);
   with_dtype(dy.dtype, [&](auto d) {
     constexpr int D = d;
@@ -32,7 +33,7 @@ inline void widen_gradient(const Matrix& dy, const RowTiles& tiles, float* base,
       for (int m = 0; m < height; ++m) {
         auto row = dy.row<D>(tiles.first(t) + m);
         for (int64_t n = 0; n < padded; ++n)
-          tile[n * height + m] = n < dy.columns ? one_as_float<D>(row[n]) : 0.0f;   // padding rows of W count nothing
+          tile[n * height + m] = n < dy.columns ? one_as_float<D>(row[order.at(n)]) : 0.0f;   // padding rows of W count nothing
       }
     }
   });
@@ -59,7 +60,7 @@ void linear_dx(const S& w, const BackwardArgs& a, int threads) {
   const int64_t slabs = (w.columns + kSlab - 1) / kSlab;
   parallel(useful_threads(w.bytes() * rows, threads), [&](Team team) {
     float* dy = reinterpret_cast<float*>(a.scratch);
-    widen_gradient(a.dy, tiles, dy, team.share(tiles.count));
+    widen_gradient(a.dy, a.rows, tiles, dy, team.share(tiles.count));
     team.barrier();
     char* mine = a.scratch + gradient_bytes(rows, a.dy.columns) + team.id * backward_thread_bytes(rows);
     float* turned = reinterpret_cast<float*>(mine);

@@ -36,7 +36,7 @@ inline void sort_by_expert(const ExpertsArgs& a, int64_t* order, int64_t* rows, 
 }
 
 // source(e): the weight of expert e.
-template <class S, bool Exact, class SourceOf>
+template <class S, int M, class SourceOf>
 void experts(const SourceOf& source, const ExpertsArgs& a, int threads) {
   if (a.pairs == 0 || a.experts == 0) return;
   int64_t* order = reinterpret_cast<int64_t*>(a.scratch);
@@ -53,16 +53,16 @@ void experts(const SourceOf& source, const ExpertsArgs& a, int threads) {
       args.out.index = order + begin;
       if (args.out.bias) args.out.bias += e * a.out.columns;
       const S w = source(e);
-      linear_team<S, Exact>(w, args, team);
-      if (!on_stack<S, Exact>(w, count)) team.barrier();   // the next expert uses the same scratch
+      linear_team<S, M>(w, args, team);
+      if (!on_stack<S, M>(w, count)) team.barrier();   // the next expert uses the same scratch
     }
   });
 }
 
-template <class S, bool Exact>
+template <class S, int M>
 QUANTRY_INLINE int64_t experts_scratch(const S& w, int64_t pairs, int64_t count, int threads) {
-  int64_t most = linear_scratch<S, Exact>(w, pairs, threads);
-  int64_t few = linear_scratch<S, Exact>(w, min_of(pairs, kSmallRows), threads);   // small batches lay C out differently
+  int64_t most = linear_scratch<S, M>(w, pairs, threads);
+  int64_t few = linear_scratch<S, M>(w, min_of(pairs, kSmallRows), threads);   // small batches lay C out differently
   return experts_index_bytes(pairs, count) + max_of(most, few);
 }
 

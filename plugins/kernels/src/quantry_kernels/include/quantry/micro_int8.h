@@ -9,8 +9,8 @@ struct SlabInt8 {
   const uint8_t* cells[kTilePanels];   // `decoded`, or the plane itself when codes have 8 bits
   alignas(64) uint8_t decoded[kTilePanels][kSlab / 4 * kCell];
   alignas(64) float scale[16 * kTileColumns];
-  alignas(64) float min[8 * kTileColumns];          // plain formats: m of 32 columns; super: dmin in the first row
-  alignas(64) int32_t min_pairs[4 * kTileColumns];  // super: integer mins as the operand of dot2
+  alignas(64) float min[16 * kTileColumns];         // plain formats: m of 32 columns; super: dmin in the first row
+  alignas(64) int32_t min_pairs[8 * kTileColumns];  // super: integer mins as the operand of dot2
 };
 
 // What a format's inner loop depends on; formats that agree share the instances.
@@ -20,13 +20,18 @@ struct KindInt8 {
   static constexpr bool kSuper = Super, kMins = Mins, kFull = Full, kStart = Start;
 };
 template <class F>
-using KindOf = KindInt8<F::kGroup, F::kSuper, F::kMins, F::kLow == 8, kZeroOf<F> != 0>;
+using KindOf = KindInt8<F::kGroup, F::kSuper, F::kMins, kFullCodes<F>, kZeroOf<F> != 0>;
+
+// Groups of a size known at run time, with a scale of x for each (grouped/).
+template <bool Mins, bool Full>
+using KindUnits = KindInt8<0, false, Mins, Full, true>;
 
 struct TileSlab {   // the part of a tile of activations (activations.h) that belongs to the slab
   const int8_t* codes;
   const float* scale;
   const int32_t* start;
   const void* sums;
+  int cells = 0, group_cells = 0;   // KindUnits: of the slab, of a group; the last may be short
 };
 
 template <class Kind, int R>
@@ -48,7 +53,8 @@ QUANTRY_NOINLINE void micro_int8(const SlabInt8& w, TileSlab x, int groups, floa
       vi start = Kind::kStart ? set1_int(x.start[g * R + m]) : zero_int();
       repeat<kTileStrips>([&](auto s) QUANTRY_LAMBDA { a[m][s] = start; });
     });
-    for (int j = 0; j < Kind::kGroup / 4; ++j, cell += kCell) {
+    const int cells = Kind::kGroup ? Kind::kGroup / 4 : static_cast<int>(min_of(x.group_cells, x.cells - g * x.group_cells));
+    for (int j = 0; j < cells; ++j, cell += kCell) {
       vc codes[kTileStrips];
       repeat<kTileStrips>([&](auto s) QUANTRY_LAMBDA {
         codes[s] = load_codes(w.cells[s / kStrips] + cell + s % kStrips * kStripBytes);
@@ -65,7 +71,7 @@ QUANTRY_NOINLINE void micro_int8(const SlabInt8& w, TileSlab x, int groups, floa
     repeat<kTileStrips>([&](auto s) QUANTRY_LAMBDA {
       vf scale = load(w.scale + g * kTileColumns + s * kLanes);
       repeat<R>([&](auto m) QUANTRY_LAMBDA {
-        vf factor = Kind::kSuper ? scale : mul(scale, set1(x.scale[g * R + m]));
+        vf factor = Kind::kSuper ? scale : mul(scale, set1(x.scale[(Kind::kGroup ? g * Kind::kGroup / 32 : g) * R + m]));
         acc[m][s] = fma(to_float(a[m][s]), factor, acc[m][s]);
       });
       if constexpr (Kind::kMins && !Kind::kSuper) {
@@ -79,9 +85,9 @@ QUANTRY_NOINLINE void micro_int8(const SlabInt8& w, TileSlab x, int groups, floa
   each([&](auto m, auto s) QUANTRY_LAMBDA {
     float* out = c + m * kTileColumns + s * kLanes;
     vf sum = acc[m][s];
-    if constexpr (Kind::kSuper && Kind::kMins) {   // below = Σ mins · Σ x as integers: dot2 instead of eight FMAs
+    if constexpr (Kind::kSuper && Kind::kMins) {   // below = Σ mins · Σ x as integers: dot2 instead of two FMAs
       vi below = zero_int();
-      repeat<4>([&](auto p) QUANTRY_LAMBDA {
+      repeat<128 / Kind::kGroup>([&](auto p) QUANTRY_LAMBDA {
         vi pair = as_int(load_codes(reinterpret_cast<const uint8_t*>(w.min_pairs + p * kTileColumns + s * kLanes)));
         below = dot2(below, pair, static_cast<const int32_t*>(x.sums)[p * R + m]);
       });

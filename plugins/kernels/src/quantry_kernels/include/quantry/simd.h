@@ -8,10 +8,20 @@
 //   dot2(a, w, x)          a[lane] += Σ_h w[lane].s16[h] · x.s16[h]
 //   field_float<bits, zero, pos>   bits pos … pos + bits − 1 of each lane as a float, minus zero
 //   byte_float<b>          signed byte b of each lane as a float
+//   table_bytes(t, v)      t[byte] of 16 aligned bytes for bytes 0 … 15; table_float<pos>(t, v) of 16 aligned floats for the four
+//                          bits at pos of each lane (where kFloatTables)
+//   load_u8 load_u16 load_i8   numbers, one a lane; where_equal(x, c, yes, no) picks by lane
+//
+// A span is kSpan bytes of one row, lanes along K: vb as loaded, SignedSpan split into what a dot product wants.
+//   span_of_8(w), span_of_4(w)   from words w(0), w(1) … of 8 or 4 bytes
+//   signed_span(codes), signed_span(magnitude, negative)   signed bytes, or bytes ≤ 127 with a bit a column that negates
+//   add_eights(v, bits, x) v + x in the columns 8j … 8j+7 whose bit j is set
+//   scale_span(s)          one unsigned byte for each 16 columns
+//   dot_span(a, w, x, s)   a += Σ scale · w · x, in lanes that belong to groups of 4 columns in their order (vector targets)
 //
 // Tile sizes that follow from the number of registers stand at the end of each file.
 #pragma once
-#include "float16.h"
+#include "float8.h"
 #include "target.h"
 
 #define QUANTRY_IS_scalar 1
@@ -44,5 +54,20 @@ QUANTRY_INLINE vi take_byte(vc& v) {
   v = shift_right<8>(v);
   return b;
 }
+
+// While this lives, operands that are subnormal count, whatever the caller chose. Code that depends on it is a function of
+// its own (QUANTRY_NOINLINE), so that nothing moves out of this object's life.
+struct KeepSubnormals {
+#if defined(__x86_64__)
+  static constexpr unsigned kDenormalsAreZero = 0x40;
+  unsigned before = __builtin_ia32_stmxcsr();
+  QUANTRY_INLINE KeepSubnormals() {
+    if (before & kDenormalsAreZero) __builtin_ia32_ldmxcsr(before & ~kDenormalsAreZero);
+  }
+  QUANTRY_INLINE ~KeepSubnormals() {
+    if (before & kDenormalsAreZero) __builtin_ia32_ldmxcsr(before);
+  }
+#endif
+};
 
 QUANTRY_END

@@ -27,6 +27,17 @@ struct Const {
   constexpr operator int() const { return N; }
 };
 
+template <class T>
+struct PlainType {
+  using Type = T;
+};
+template <class T>
+struct PlainType<const T&> {
+  using Type = T;
+};
+template <class T>   // without const&; <type_traits> is not for kernels
+using Plain = typename PlainType<T>::Type;
+
 // Calls body(Const<0>), …, body(Const<N-1>): indices are constants, so arrays of registers stay in registers at -O2.
 template <int N, int I = 0, class Body>
 QUANTRY_INLINE void repeat(Body&& body) {
@@ -36,16 +47,16 @@ QUANTRY_INLINE void repeat(Body&& body) {
   }
 }
 
-// Calls body(Const<n>) for a run-time n of 1…Max: picks the instance of a kernel made for n rows.
-template <int Max, class Body>
+// Calls body(Const<n>) for a run-time n of Min…Max: picks the instance of a kernel made for n rows.
+template <int Max, int Min = 1, class Body>
 QUANTRY_INLINE void with_count(int n, Body&& body) {
-  if constexpr (Max > 0) {
+  if constexpr (Max >= Min) {
     if (n == Max) body(Const<Max>{});
-    else with_count<Max - 1>(n, body);
+    else with_count<Max - 1, Min>(n, body);
   }
 }
 
-QUANTRY_INLINE int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
-QUANTRY_INLINE int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
+QUANTRY_INLINE constexpr int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
+QUANTRY_INLINE constexpr int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
 
 QUANTRY_END

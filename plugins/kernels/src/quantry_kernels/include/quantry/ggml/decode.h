@@ -1,7 +1,7 @@
 // Panels → what the dense micro-kernels read: f32 weights, or one byte a code with f32 scales. 32 columns at a time.
 #pragma once
 #include "../micro_int8.h"
-#include "formats.h"
+#include "scales.h"
 
 QUANTRY_BEGIN
 
@@ -9,12 +9,15 @@ QUANTRY_BEGIN
 template <class F>
 inline void decode_float(const Planes& w, int chunks, float* out, int64_t stride) {
   for (int strip = 0; strip < kStrips; ++strip) {
-    each_chunk<F>(w, chunks, strip, [&](int i, const Chunk<F>& chunk, vf s0, vf s1, vf min) QUANTRY_LAMBDA {
+    each_chunk<F>(w, chunks, strip, [&](int i, const Chunk<F>& chunk, vf s0, vf s1, vf m0, vf m1) QUANTRY_LAMBDA {
       float* to = out + i * kChunk * stride + strip * kLanes;
       each_code_float<F>(chunk, [&](auto column, vf q) QUANTRY_LAMBDA {
         constexpr int k = column;
         vf value = mul(k < F::kGroup ? s0 : s1, q);
-        if constexpr (F::kMins) value = F::kSuper ? sub(value, min) : add(value, min);
+        if constexpr (F::kMins) {
+          vf min = k < F::kGroup ? m0 : m1;
+          value = F::kSuper ? sub(value, min) : add(value, min);
+        }
         store(to + k * stride, value);
       });
     });
@@ -28,7 +31,7 @@ inline void decode_int8(const Planes& w, int chunks, SlabInt8& slab, int slot) {
   slab.cells[slot] = F::kLow == 8 ? w.codes : cells;
   for (int strip = 0; strip < kStrips; ++strip) {
     const int column = slot * kRows + strip * kLanes;
-    each_chunk<F>(w, chunks, strip, [&](int i, const Chunk<F>& chunk, vf s0, vf s1, vf min) QUANTRY_LAMBDA {
+    each_chunk<F>(w, chunks, strip, [&](int i, const Chunk<F>& chunk, vf s0, vf s1, vf min, vf) QUANTRY_LAMBDA {
       if constexpr (F::kLow != 8) {
         repeat<8>([&](auto j) QUANTRY_LAMBDA {
           constexpr int cell = j;
@@ -41,12 +44,11 @@ inline void decode_int8(const Planes& w, int chunks, SlabInt8& slab, int slot) {
       if constexpr (F::kMins && !F::kSuper) store(slab.min + i * kTileColumns + column, min);
     });
     if constexpr (F::kMins && F::kSuper) {
-      SixBit meta(w.meta, strip);
-      store(slab.min + column, meta.dmin);
-      repeat<4>([&](auto p) QUANTRY_LAMBDA {
+      store(slab.min + column, block_half<F, 1>(w.meta, strip));
+      repeat<kMinPairs<F>>([&](auto p) QUANTRY_LAMBDA {
         constexpr int pair = p;
         store_codes(reinterpret_cast<uint8_t*>(slab.min_pairs + pair * kTileColumns + column),
-                    as_codes(meta.min_pair<pair>()));
+                    as_codes(min_pair<F, pair>(w.meta, strip)));
       });
     }
   }

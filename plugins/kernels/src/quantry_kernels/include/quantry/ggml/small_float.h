@@ -1,7 +1,7 @@
 // y[M, N] = x[M, K] · W[N, K]ᵀ for few rows (M ≤ 8) with x in f32: exact codes times x, the scale after the sum of a group.
 #pragma once
 #include "../activations.h"
-#include "formats.h"
+#include "scales.h"
 #include "small_int8.h"
 
 QUANTRY_BEGIN
@@ -12,7 +12,7 @@ QUANTRY_INLINE void slab_float(const Planes& w, int chunks, int strip, const Til
   constexpr int groups = kChunk / F::kGroup;
   vf acc[R];
   repeat<R>([&](auto m) QUANTRY_LAMBDA { acc[m] = load(sums + m * kRows); });
-  each_chunk<F>(w, chunks, strip, [&](int i, const Chunk<F>& chunk, vf s0, vf s1, vf min) QUANTRY_LAMBDA {
+  each_chunk<F>(w, chunks, strip, [&](int i, const Chunk<F>& chunk, vf s0, vf s1, vf m0, vf m1) QUANTRY_LAMBDA {
     prefetch_codes<F>(w, i, strip);
     const float* row = x.x + i * kChunk * R;
     repeat<groups>([&](auto g) QUANTRY_LAMBDA {
@@ -35,8 +35,11 @@ QUANTRY_INLINE void slab_float(const Planes& w, int chunks, int strip, const Til
     });
     repeat<R>([&](auto m) QUANTRY_LAMBDA {
       if constexpr (F::kMins) {
-        vf total = set1(x.sums[i * R + m]);
-        acc[m] = F::kSuper ? fnma(min, total, acc[m]) : fma(min, total, acc[m]);
+        repeat<groups>([&](auto g) QUANTRY_LAMBDA {
+          constexpr int group = g;
+          vf min = group == 0 ? m0 : m1, total = set1(x.sums[(groups * i + group) * R + m]);
+          acc[m] = F::kSuper ? fnma(min, total, acc[m]) : fma(min, total, acc[m]);
+        });
       }
     });
   });
@@ -51,7 +54,7 @@ QUANTRY_NOINLINE void micro_small_float(const Planes& weights, int64_t panel, in
     int chunks = static_cast<int>(min_of(kSlab, columns - k) / kChunk);
     for (int strip = 0; strip < kStrips; ++strip) slab_float<F, R>(w, chunks, strip, x, sums + strip * kLanes);
     x.x += kSlab * R;
-    x.sums += kSlabChunks * R;
+    x.sums += kSlab / F::kGroup * R;
   }
 }
 

@@ -72,12 +72,109 @@ QUANTRY_INLINE vi dot2(vi a, vi w, int32_t x) {
   return vaddq_s32(a, vmlaq_n_s32(low, vshrq_n_s32(w, 16), x >> 16));
 }
 
+QUANTRY_INLINE vc table_bytes(const uint8_t* table, vc v) {
+  return vreinterpretq_u32_u8(vqtbl1q_u8(vld1q_u8(table), vreinterpretq_u8_u32(v)));
+}
+QUANTRY_INLINE vi load_u8(const uint8_t* p) {
+  uint32_t four;
+  memcpy(&four, p, 4);
+  return vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(vmovl_u8(vreinterpret_u8_u32(vdup_n_u32(four))))));
+}
+QUANTRY_INLINE vi load_u16(const uint8_t* p) {
+  uint16x4_t v;
+  memcpy(&v, p, 8);
+  return vreinterpretq_s32_u32(vmovl_u16(v));
+}
+QUANTRY_INLINE vf bits_float(vi x) { return vreinterpretq_f32_s32(x); }
+QUANTRY_INLINE vf where_equal(vi x, int32_t c, vf yes, vf no) { return vbslq_f32(vceqq_s32(x, vdupq_n_s32(c)), yes, no); }
+
+constexpr bool kFloatTables = false;
+
+template <int Pos>
+QUANTRY_INLINE vf table_float(const float* table, vc v) {   // the four bytes of each entry
+  const uint8_t* bytes = reinterpret_cast<const uint8_t*>(table);
+  uint8x16x4_t entries = {{vld1q_u8(bytes), vld1q_u8(bytes + 16), vld1q_u8(bytes + 32), vld1q_u8(bytes + 48)}};
+  uint32x4_t i = vmlaq_u32(vdupq_n_u32(0x03020100u), vandq_u32(shift_right<Pos>(v), vdupq_n_u32(15)), vdupq_n_u32(0x04040404u));
+  return vreinterpretq_f32_u8(vqtbl4q_u8(entries, vreinterpretq_u8_u32(i)));
+}
+
+// Byte B of each lane as an E4M3 float without its NaN (480 instead).
+template <int B>
+QUANTRY_INLINE vf e4m3_float(vc v) {   // as an f16 with a larger exponent
+  v = shift_right<8 * B>(v);
+  uint32x4_t h = vorrq_u32(and_bits(vshlq_n_u32(v, 8), 0x8000), and_bits(vshlq_n_u32(v, 7), 0x3f80));
+  return vmulq_n_f32(vcvt_f32_f16(vreinterpret_f16_u16(vmovn_u32(h))), 256.0f);
+}
+template <int B>
+QUANTRY_INLINE vf e5m2_float(vc v) {   // the upper byte of an f16
+  uint32x4_t h = vshlq_n_u32(and_bits(shift_right<8 * B>(v), 0xff), 8);
+  return vcvt_f32_f16(vreinterpret_f16_u16(vmovn_u32(h)));
+}
+
 template <int B>
 QUANTRY_INLINE vf byte_float(vc v) { return to_float(signed_byte<B>(v)); }
 template <int Bits, int Zero, int Pos>
 QUANTRY_INLINE vf field_float(vc v) {
   vi field = vreinterpretq_s32_u32(vandq_u32(shift_right<Pos>(v), vdupq_n_u32((1u << Bits) - 1)));
   return to_float(vsubq_s32(field, vdupq_n_s32(Zero)));
+}
+
+QUANTRY_INLINE float one_half(uint16_t h) { return from_half(h); }
+QUANTRY_INLINE vi load_i8(const int8_t* p) {
+  int32_t four;
+  memcpy(&four, p, 4);
+  return vmovl_s16(vget_low_s16(vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(four)))));
+}
+
+constexpr int kSpan = 32;
+using vb = uint8x16x2_t;
+struct SignedSpan {
+  int8x16x2_t code;
+};
+QUANTRY_INLINE vb load_span(const void* p) {
+  const uint8_t* bytes = static_cast<const uint8_t*>(p);
+  return {{vld1q_u8(bytes), vld1q_u8(bytes + 16)}};
+}
+QUANTRY_INLINE vb set_span(int x) { return {{vdupq_n_u8(static_cast<uint8_t>(x)), vdupq_n_u8(static_cast<uint8_t>(x))}}; }
+QUANTRY_INLINE vb sub_span(vb a, vb b) { return {{vsubq_u8(a.val[0], b.val[0]), vsubq_u8(a.val[1], b.val[1])}}; }
+QUANTRY_INLINE vb add_eights(vb v, uint32_t where, int x) {
+  uint64_t all[4];
+  for (int i = 0; i < 4; ++i) all[i] = (where >> i & 1) * 0x0101010101010101 * static_cast<uint64_t>(x);
+  vb more = load_span(all);
+  return {{vaddq_u8(v.val[0], more.val[0]), vaddq_u8(v.val[1], more.val[1])}};
+}
+template <class Word>
+QUANTRY_INLINE vb span_of_8(const Word& w) {
+  uint64_t words[4] = {w(0), w(1), w(2), w(3)};
+  return load_span(words);
+}
+template <class Word>
+QUANTRY_INLINE vb span_of_4(const Word& w) {
+  uint32_t words[8] = {w(0), w(1), w(2), w(3), w(4), w(5), w(6), w(7)};
+  return load_span(words);
+}
+QUANTRY_INLINE SignedSpan signed_span(vb codes) {
+  return {{{vreinterpretq_s8_u8(codes.val[0]), vreinterpretq_s8_u8(codes.val[1])}}};
+}
+QUANTRY_INLINE SignedSpan signed_span(vb magnitude, uint64_t negative) {
+  SignedSpan s = signed_span(magnitude);
+  const uint8x16_t bits = vreinterpretq_u8_u64(vdupq_n_u64(0x8040201008040201));
+  for (int i = 0; i < 2; ++i) {
+    uint8x16_t bytes = vcombine_u8(vdup_n_u8(static_cast<uint8_t>(negative >> 16 * i)),
+                                   vdup_n_u8(static_cast<uint8_t>(negative >> (16 * i + 8))));
+    s.code.val[i] = vbslq_s8(vtstq_u8(bytes, bits), vnegq_s8(s.code.val[i]), s.code.val[i]);
+  }
+  return s;
+}
+QUANTRY_INLINE void store_span(int8_t* p, const SignedSpan& w) {
+  vst1q_s8(p, w.code.val[0]);
+  vst1q_s8(p + 16, w.code.val[1]);
+}
+QUANTRY_INLINE const uint8_t* scale_span(const uint8_t* scales) { return scales; }
+QUANTRY_INLINE vi dot_span(vi a, const SignedSpan& w, vb x, const uint8_t* scales) {
+  for (int i = 0; i < 2; ++i)
+    a = vmlaq_n_s32(a, vdotq_s32(vdupq_n_s32(0), w.code.val[i], vreinterpretq_s8_u8(x.val[i])), scales[i]);
+  return a;
 }
 
 constexpr int kTilePanels = 1;

@@ -2,7 +2,7 @@
 #pragma once
 #include <math.h>
 
-#include "../float16.h"
+#include "../float8.h"
 #include "../target.h"
 
 QUANTRY_BEGIN
@@ -29,7 +29,9 @@ QUANTRY_INLINE vf load_bf16(const uint16_t* p) { return from_bf16(*p); }
 
 QUANTRY_INLINE vi zero_int() { return 0; }
 QUANTRY_INLINE vi set1_int(int32_t x) { return x; }
-QUANTRY_INLINE vi add_int(vi a, vi b) { return a + b; }
+QUANTRY_INLINE vi add_int(vi a, vi b) {   // wraps, as vectors do
+  return static_cast<int32_t>(static_cast<uint32_t>(a) + static_cast<uint32_t>(b));
+}
 QUANTRY_INLINE vi mul_int(vi a, vi b) { return a * b; }
 QUANTRY_INLINE vi max_int(vi a, vi b) { return a > b ? a : b; }
 QUANTRY_INLINE int32_t sum_lanes_int(vi x) { return x; }
@@ -48,6 +50,11 @@ QUANTRY_INLINE vc load_codes(const uint8_t* p) {
 QUANTRY_INLINE void store_codes(uint8_t* p, vc v) { memcpy(p, &v, 4); }
 QUANTRY_INLINE vc and_bits(vc v, uint32_t mask) { return v & mask; }
 QUANTRY_INLINE vc or_codes(vc a, vc b) { return a | b; }
+QUANTRY_INLINE vc xor_bits(vc v, uint32_t mask) { return v ^ mask; }
+QUANTRY_INLINE vc table_bytes(const uint8_t* table, vc v) {
+  return table[v & 15] | static_cast<uint32_t>(table[v >> 8 & 15]) << 8 | static_cast<uint32_t>(table[v >> 16 & 15]) << 16 |
+         static_cast<uint32_t>(table[v >> 24 & 15]) << 24;
+}
 template <int S>
 QUANTRY_INLINE vc shift_right(vc v) { return v >> S; }
 template <int S>
@@ -75,10 +82,95 @@ QUANTRY_INLINE vi dot2(vi a, vi w, int32_t x) {
   return a + static_cast<int16_t>(w) * static_cast<int16_t>(x) + (w >> 16) * (x >> 16);
 }
 
+QUANTRY_INLINE vi load_u8(const uint8_t* p) { return *p; }
+QUANTRY_INLINE vi load_u16(const uint8_t* p) {
+  uint16_t v;
+  memcpy(&v, p, 2);
+  return v;
+}
+QUANTRY_INLINE vf bits_float(vi x) { return float_of(static_cast<uint32_t>(x)); }
+QUANTRY_INLINE vf where_equal(vi x, int32_t c, vf yes, vf no) { return x == c ? yes : no; }
+
+constexpr bool kFloatTables = false;
+
+template <int Pos>
+QUANTRY_INLINE vf table_float(const float* table, vc v) { return table[v >> Pos & 15]; }
+template <int B>
+QUANTRY_INLINE vf e4m3_float(vc v) { return from_e4m3(static_cast<uint8_t>(v >> (8 * B))); }
+template <int B>
+QUANTRY_INLINE vf e5m2_float(vc v) { return from_e5m2(static_cast<uint8_t>(v >> (8 * B))); }
+
 template <int B>
 QUANTRY_INLINE vf byte_float(vc v) { return to_float(signed_byte<B>(v)); }
 template <int Bits, int Zero, int Pos>
 QUANTRY_INLINE vf field_float(vc v) { return to_float(static_cast<vi>(v >> Pos & ((1u << Bits) - 1)) - Zero); }
+
+QUANTRY_INLINE float one_half(uint16_t h) { return from_half(h); }
+QUANTRY_INLINE vi load_i8(const int8_t* p) { return *p; }
+
+constexpr int kSpan = 32;
+struct vb {
+  uint8_t byte[kSpan];
+};
+struct SignedSpan {
+  int8_t code[kSpan];
+};
+QUANTRY_INLINE vb load_span(const void* p) {
+  vb v;
+  memcpy(v.byte, p, kSpan);
+  return v;
+}
+QUANTRY_INLINE vb set_span(int x) {
+  vb v;
+  memset(v.byte, x, kSpan);
+  return v;
+}
+QUANTRY_INLINE vb sub_span(vb a, vb b) {
+  for (int i = 0; i < kSpan; ++i) a.byte[i] = static_cast<uint8_t>(a.byte[i] - b.byte[i]);
+  return a;
+}
+QUANTRY_INLINE vb add_eights(vb v, uint32_t where, int x) {
+  for (int i = 0; i < kSpan; ++i) v.byte[i] = static_cast<uint8_t>(v.byte[i] + (where >> i / 8 & 1) * x);
+  return v;
+}
+template <class Word>
+QUANTRY_INLINE vb span_of_8(const Word& w) {
+  vb v;
+  for (int i = 0; i < kSpan / 8; ++i) {
+    uint64_t eight = w(i);
+    memcpy(v.byte + 8 * i, &eight, 8);
+  }
+  return v;
+}
+template <class Word>
+QUANTRY_INLINE vb span_of_4(const Word& w) {
+  vb v;
+  for (int i = 0; i < kSpan / 4; ++i) {
+    uint32_t four = w(i);
+    memcpy(v.byte + 4 * i, &four, 4);
+  }
+  return v;
+}
+QUANTRY_INLINE SignedSpan signed_span(vb codes) {
+  SignedSpan s;
+  memcpy(s.code, codes.byte, kSpan);
+  return s;
+}
+QUANTRY_INLINE SignedSpan signed_span(vb magnitude, uint64_t negative) {
+  SignedSpan s;
+  for (int i = 0; i < kSpan; ++i) s.code[i] = static_cast<int8_t>(negative >> i & 1 ? -magnitude.byte[i] : magnitude.byte[i]);
+  return s;
+}
+QUANTRY_INLINE void store_span(int8_t* p, const SignedSpan& w) { memcpy(p, w.code, kSpan); }
+QUANTRY_INLINE const uint8_t* scale_span(const uint8_t* scales) { return scales; }
+QUANTRY_INLINE vi dot_span(vi a, const SignedSpan& w, vb x, const uint8_t* scales) {
+  for (int g = 0; g < kSpan / 16; ++g) {
+    int32_t sum = 0;
+    for (int i = 16 * g; i < 16 * g + 16; ++i) sum += w.code[i] * static_cast<int8_t>(x.byte[i]);
+    a += sum * scales[g];
+  }
+  return a;
+}
 
 constexpr int kTilePanels = 1;
 constexpr int kRowsInt8 = 2;
