@@ -18,8 +18,8 @@ sys.modules["draw_layers"] = layers
 _spec.loader.exec_module(layers)
 
 MAX_FILE_LINES = 500
-# A ratchet: raised for the measuring resolver and the panels of affine, codebook and float weights, which every
-# plugin of such a format shares; from here it may only be lowered
+# A ratchet: raised for the measuring resolver and the panels of affine, codebook and float weights, which
+# every plugin of such a format shares; from here it may only be lowered
 MAX_CORE_LINES = 10_700
 
 CORE = layers.core_files()

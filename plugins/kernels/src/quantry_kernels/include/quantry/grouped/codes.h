@@ -337,8 +337,7 @@ struct FloatCodes {
   QUANTRY_INLINE static vc broken(const Chunk& chunk, vc seen) {
     each_quad<0, 1>([&](auto j) QUANTRY_LAMBDA {
       constexpr int quad = j;
-      vi magnitude = as_int(and_bits(chunk.bytes<quad>(), 0x7f7f7f7f));
-      seen = or_codes(seen, as_codes(add_int(magnitude, set1_int(0x01010101))));
+      seen = or_codes(seen, add_codes(and_bits(chunk.bytes<quad>(), 0x7f7f7f7f), 0x01010101));
     });
     return seen;
   }

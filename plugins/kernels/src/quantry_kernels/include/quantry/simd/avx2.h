@@ -69,6 +69,7 @@ QUANTRY_INLINE vc xor_bits(vc v, uint32_t mask) { return _mm256_xor_si256(v, _mm
 QUANTRY_INLINE vc table_bytes(const uint8_t* table, vc v) {
   return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(table))), v);
 }
+QUANTRY_INLINE vc add_codes(vc v, uint32_t x) { return _mm256_add_epi32(v, _mm256_set1_epi32(static_cast<int>(x))); }
 template <int S>
 QUANTRY_INLINE vc shift_right(vc v) { return _mm256_srli_epi32(v, S); }
 template <int S>

@@ -56,6 +56,7 @@ QUANTRY_INLINE vc xor_bits(vc v, uint32_t mask) { return _mm512_xor_si512(v, _mm
 QUANTRY_INLINE vc table_bytes(const uint8_t* table, vc v) {
   return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_load_si128(reinterpret_cast<const __m128i*>(table))), v);
 }
+QUANTRY_INLINE vc add_codes(vc v, uint32_t x) { return _mm512_add_epi32(v, _mm512_set1_epi32(static_cast<int>(x))); }
 template <int S>
 QUANTRY_INLINE vc shift_right(vc v) { return _mm512_srli_epi32(v, S); }
 template <int S>

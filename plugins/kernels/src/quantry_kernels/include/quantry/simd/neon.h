@@ -50,6 +50,7 @@ QUANTRY_INLINE void store_codes(uint8_t* p, vc v) { vst1q_u8(p, vreinterpretq_u8
 QUANTRY_INLINE vc and_bits(vc v, uint32_t mask) { return vandq_u32(v, vdupq_n_u32(mask)); }
 QUANTRY_INLINE vc xor_bits(vc v, uint32_t mask) { return veorq_u32(v, vdupq_n_u32(mask)); }
 QUANTRY_INLINE vc or_codes(vc a, vc b) { return vorrq_u32(a, b); }
+QUANTRY_INLINE vc add_codes(vc v, uint32_t x) { return vaddq_u32(v, vdupq_n_u32(x)); }
 template <int S>
 QUANTRY_INLINE vc shift_right(vc v) {
   if constexpr (S == 0) return v;   // the instruction cannot encode zero

@@ -29,9 +29,7 @@ QUANTRY_INLINE vf load_bf16(const uint16_t* p) { return from_bf16(*p); }
 
 QUANTRY_INLINE vi zero_int() { return 0; }
 QUANTRY_INLINE vi set1_int(int32_t x) { return x; }
-QUANTRY_INLINE vi add_int(vi a, vi b) {   // wraps, as vectors do
-  return static_cast<int32_t>(static_cast<uint32_t>(a) + static_cast<uint32_t>(b));
-}
+QUANTRY_INLINE vi add_int(vi a, vi b) { return a + b; }
 QUANTRY_INLINE vi mul_int(vi a, vi b) { return a * b; }
 QUANTRY_INLINE vi max_int(vi a, vi b) { return a > b ? a : b; }
 QUANTRY_INLINE int32_t sum_lanes_int(vi x) { return x; }
@@ -55,6 +53,7 @@ QUANTRY_INLINE vc table_bytes(const uint8_t* table, vc v) {
   return table[v & 15] | static_cast<uint32_t>(table[v >> 8 & 15]) << 8 | static_cast<uint32_t>(table[v >> 16 & 15]) << 16 |
          static_cast<uint32_t>(table[v >> 24 & 15]) << 24;
 }
+QUANTRY_INLINE vc add_codes(vc v, uint32_t x) { return v + x; }
 template <int S>
 QUANTRY_INLINE vc shift_right(vc v) { return v >> S; }
 template <int S>
