@@ -102,8 +102,10 @@ def test_malformed_text_is_refused_by_name(text: str) -> None:
         parse_layout(text, FAMILIES)
 
 
-def test_only_the_four_families_are_exported() -> None:
-    assert sorted(layouts.__all__) == sorted(cls.__name__ for cls in FAMILIES.values())
+def test_the_four_families_and_their_panels_are_exported() -> None:
+    panels = {"AffinePanel", "CodebookPanel", "FloatPanel"}
+    assert set(layouts.__all__) == {cls.__name__ for cls in FAMILIES.values()} | panels
+    assert not any(getattr(layouts, name).storable for name in panels)
     assert all(cls.family == family for family, cls in FAMILIES.items())
 
 

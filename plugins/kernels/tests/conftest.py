@@ -11,7 +11,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True, scope="module")  # a worker may go on with tests that expect no such plugin
 def plugin() -> Iterator[None]:
     from grouped_library import Plugin
 
