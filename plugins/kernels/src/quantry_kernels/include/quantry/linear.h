@@ -1,7 +1,8 @@
 // y[M, N] = x[M, K] · W[N, K]ᵀ (+ bias) on panels, any M, for every kind of packed weight.
 //
-//   M ≤ 8:  each thread runs its panels with the fused small kernels of the weight.
-//   M > 8:  per kTileColumns rows of W, 256 columns at a time: decode into L1, then the micro-kernel for every tile of x;
+//   M ≤ 8:  each thread runs its panels with the fused small kernels of the weight; with int8 or bf16 activations and
+//           kernels of eight rows, any M: decoding a panel anew for each tile costs less than the sums of a slab in memory.
+//   else:   per kTileColumns rows of W, 256 columns at a time: decode into L1, then the micro-kernel for every tile of x;
 //           the outputs wait in C [≤ 504 rows][kTileColumns] f32 (63 KiB with 32 columns), which is scratch of the thread.
 //
 // A weight is a *source* S, cheap to copy:
@@ -101,12 +102,16 @@ constexpr int most_rows() {
   else return M == kWidened ? S::kMostFloat : S::kMostInt8;
 }
 
+// Whether tiles of eight rows serve any M: f32 sums gain from the taller tiles of the slab kernel.
+template <class S, int M>
+constexpr bool always_small() { return M != kWidened && most_rows<S, M>() == kSmallRows; }
+
 // Small kernels exist for 1 … 4 rows and, where registers allow, for 8: five to seven rows are two tiles. Each instance costs
 // seconds to compile and saves little.
 template <class S, int M>
 void linear_small(const S& w, const LinearArgs& a, Team team) {
   constexpr int most = most_rows<S, M>(), few = static_cast<int>(min_of(most, 4));
-  RowTiles tiles(a.x.rows, most == kSmallRows && a.x.rows == kSmallRows ? most : few);
+  const RowTiles tiles = most == kSmallRows ? RowTiles(a.x.rows, most, few) : RowTiles(a.x.rows, few);
   alignas(64) char local[kStackBytes];
   void* base = a.scratch;
   if (on_stack<S, M>(w, a.x.rows)) {
@@ -117,19 +122,23 @@ void linear_small(const S& w, const LinearArgs& a, Team team) {
     team.barrier();
   }
   Range mine = team.share((w.rows + kRows - 1) / kRows);
-  for (int64_t p = mine.begin; p < mine.end; ++p)
-    for (int64_t t = 0; t < tiles.count; ++t) {
-      if constexpr (most == kSmallRows) {
-        if (tiles.height(t) == most) {
-          small_panel<S, M, most>(w, a.out, base, p, tiles.first(t));
-          continue;
+  for (int64_t t0 = 0; t0 < tiles.count;) {   // a pass of rows stays in the last-level cache while all panels meet it
+    int64_t t1 = tiles.pass_end(t0, kPassRows);
+    for (int64_t p = mine.begin; p < mine.end; ++p)
+      for (int64_t t = t0; t < t1; ++t) {
+        if constexpr (most == kSmallRows) {
+          if (tiles.height(t) == most) {
+            small_panel<S, M, most>(w, a.out, base, p, tiles.first(t));
+            continue;
+          }
         }
+        with_count<few>(tiles.height(t), [&](auto r) QUANTRY_LAMBDA {
+          constexpr int R = r;
+          small_panel<S, M, R>(w, a.out, base, p, tiles.first(t));
+        });
       }
-      with_count<few>(tiles.height(t), [&](auto r) QUANTRY_LAMBDA {
-        constexpr int R = r;
-        small_panel<S, M, R>(w, a.out, base, p, tiles.first(t));
-      });
-    }
+    t0 = t1;
+  }
 }
 
 // The lowest tile that more than kSmallRows rows are cut into.
@@ -196,7 +205,8 @@ void linear_panels(const S& w, const LinearArgs& a, Team team) {
 template <class S, int M>
 QUANTRY_INLINE void linear_team(const S& w, const LinearArgs& a, Team team) {
   if (a.x.rows == 0 || w.rows == 0) return;
-  if (a.x.rows > kSmallRows) linear_panels<S, M>(w, a, team);
+  if constexpr (always_small<S, M>()) linear_small<S, M>(w, a, team);
+  else if (a.x.rows > kSmallRows) linear_panels<S, M>(w, a, team);
   else linear_small<S, small_mode<S, M>()>(w, a, team);
 }
 

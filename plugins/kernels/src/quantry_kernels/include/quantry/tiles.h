@@ -6,10 +6,17 @@
 QUANTRY_BEGIN
 
 struct RowTiles {
-  int64_t rows, count;
+  int64_t rows, count, full = 0;   // the first `full` tiles have `size` rows each
+  int size = 0;
 
   QUANTRY_INLINE RowTiles(int64_t rows, int most) : rows(rows), count((rows + most - 1) / most) {}
-  QUANTRY_INLINE int64_t first(int64_t i) const { return i * rows / count; }
+  // As many tiles of `size` rows as there are, the rest balanced in tiles of at most `few`.
+  QUANTRY_INLINE RowTiles(int64_t rows, int size, int few)
+      : rows(rows), count(rows / size + (rows % size + few - 1) / few), full(rows / size), size(size) {}
+
+  QUANTRY_INLINE int64_t first(int64_t i) const {
+    return i <= full ? (full ? i * size : 0) : full * size + (i - full) * (rows - full * size) / (count - full);
+  }
   QUANTRY_INLINE int height(int64_t i) const { return static_cast<int>(first(i + 1) - first(i)); }
 
   // The first tile of the pass after `tile`, so that a pass has at most `limit` rows (limit ≥ a tile's height).
