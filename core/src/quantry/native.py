@@ -156,6 +156,32 @@ class NativeLibrary:
         kind, sentence = _ERRORS.get(status, (KernelError, f"native code returned status {status}"))
         raise kind(f"{what}: {sentence}")
 
+    @staticmethod
+    def dtype_reason(dtype: str) -> str | None:
+        """Why activations of a dtype, by name, are not taken, or None."""
+        if dtype in ("f32", "f16", "bf16"):
+            return None
+        return f"activations and results are f32, f16 or bf16, not {dtype}"
+
+    @staticmethod
+    def rows_of(x: Tensor, columns: int) -> tuple[Tensor, int, int]:
+        """x with columns together, its number of rows, the elements between them; a copy only if strides ask.
+
+        Raises ShapeError where x has other columns."""
+        if x.size(-1) != columns:
+            raise ShapeError(f"the input has {x.size(-1)} columns, the weight needs {columns}")
+        rows = x.numel() // columns if columns else x.shape[:-1].numel()
+        if x.is_contiguous():
+            return x, rows, columns
+        if x.dim() == 2 and x.stride(1) == 1 and x.stride(0) >= columns:
+            return x, rows, x.stride(0)
+        return x.contiguous(), rows, columns
+
+    @staticmethod
+    def span(ids: Tensor) -> str:
+        """Least and largest id, for errors."""
+        return f"{int(ids.min())} … {int(ids.max())}" if ids.numel() else "none"
+
     def _load(self) -> None:
         import torch  # noqa: F401  first: its OpenMP runtime must be the one that our library binds to
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-__all__ = ["ReferenceEmbedding", "ReferenceLinear", "ReferenceLinearDx", "row_tiles"]
+__all__ = ["ReferenceEmbedding", "ReferenceLinear", "ReferenceLinearDx", "tiled_dx"]
 
 TILE_BYTES = 4 << 20  # float32 bytes of one dequantized tile
 
@@ -41,7 +41,7 @@ class ReferenceLinear(Kernel):
         from torch.nn import functional as F
 
         wide = x.float()
-        parts = [F.linear(wide, tile) for _, tile in row_tiles(w, layout, shape)]
+        parts = [F.linear(wide, tile) for _, tile in _tiles(w, layout, shape)]
         y = torch.cat(parts, -1) if parts else wide.new_zeros((*x.shape[:-1], shape[-2]))
         return (y if bias is None else y + bias.float()).to(x.dtype)
 
@@ -57,12 +57,8 @@ class ReferenceLinearDx(Kernel):
         return _why_not(problem)
 
     def linear_dx(self, dy: Tensor, w: Sequence[Tensor], layout: Layout, shape: Shape) -> Tensor:
-        """dy [*, N] → dx [*, K]; tiles are added in order."""
-        wide = dy.float()
-        dx = wide.new_zeros((*dy.shape[:-1], shape[-1]))
-        for start, tile in row_tiles(w, layout, shape):
-            dx += wide.narrow(-1, start, tile.shape[0]) @ tile
-        return dx.to(dy.dtype)
+        """dy [*, N] → dx [*, K]."""
+        return tiled_dx(dy, w, layout, shape)
 
 
 class ReferenceEmbedding(Kernel):
@@ -107,7 +103,16 @@ def _why_not(problem: Problem) -> str | None:
     return None
 
 
-def row_tiles(w: Sequence[Tensor], layout: Layout, shape: Shape) -> Iterator[tuple[int, Tensor]]:
+def tiled_dx(dy: Tensor, w: Sequence[Tensor], layout: Layout, shape: Shape) -> Tensor:
+    """dy [*, N] @ W [N, K] in float32, a dequantized tile of rows after the other, in dy's dtype."""
+    wide = dy.float()
+    dx = wide.new_zeros((*dy.shape[:-1], shape[-1]))
+    for start, tile in _tiles(w, layout, shape):
+        dx += wide.narrow(-1, start, tile.shape[0]) @ tile
+    return dx.to(dy.dtype)
+
+
+def _tiles(w: Sequence[Tensor], layout: Layout, shape: Shape) -> Iterator[tuple[int, Tensor]]:
     """(first row, float32 [rows, K]) for tiles of at most TILE_BYTES, at least one step."""
     n, k = shape
     named = dict(zip(layout.buffers(shape), w, strict=True))

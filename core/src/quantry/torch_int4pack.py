@@ -14,7 +14,7 @@ from quantry.layout import BufferSpec, Layout, Shape
 from quantry.layouts import GroupedAffine
 from quantry.layouts.bitpack import pack, unpack
 from quantry.layouts.grid import matrix_why_not
-from quantry.reference import row_tiles
+from quantry.reference import tiled_dx
 from quantry.tensor import QuantizedTensor
 
 if TYPE_CHECKING:
@@ -198,11 +198,7 @@ class Int4PackLinearDx(Kernel):
 
     def linear_dx(self, dy: Tensor, w: Sequence[Tensor], layout: Layout, shape: Shape) -> Tensor:
         """dy [*, N] → dx [*, K]."""
-        wide = dy.float()
-        dx = wide.new_zeros((*dy.shape[:-1], shape[-1]))
-        for start, tile in row_tiles(w, layout, shape):
-            dx += wide.narrow(-1, start, tile.shape[0]) @ tile
-        return dx.to(dy.dtype)
+        return tiled_dx(dy, w, layout, shape)
 
 
 def _unpacked(layout: TorchInt4Pack, buffers: Mapping[str, Tensor], shape: Shape) -> QuantizedTensor:

@@ -3,14 +3,13 @@
 // target: QuantryTarget (quantry/dispatch.h). type: ggml's number. dtype: QuantryDtype of activations and results.
 // Weights are [rows, columns] = [N, K]; planes as in quantry/panel.h and quantry/ggml/formats.h, `plane_bytes` their sum.
 // threads: the most to use; small work and calls from inside an OpenMP region run on one.
-#include <omp.h>
+#include <quantry/calls.h>
 #include <quantry/dispatch.h>
+#include <quantry/huge_pages.h>
 
 #include "ops.h"
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
+using namespace quantry::QUANTRY_TARGET;
 
 QUANTRY_DECLARE_TABLES(GgufOps, quantry_gguf_ops)
 
@@ -39,10 +38,6 @@ const TypeSizes* sizes_of(int type) {
   return nullptr;
 }
 
-const int64_t kMostElements = int64_t(1) << 40;   // keeps every product below 2^63
-
-bool sane(int64_t a, int64_t b) { return a >= 0 && b >= 0 && (b == 0 || a <= kMostElements / b); }
-
 int64_t panels_of(int64_t rows) { return rows / 16 + (rows % 16 != 0); }
 
 int64_t plane_bytes_of(const TypeSizes& t, int64_t rows, int64_t columns) {
@@ -60,33 +55,9 @@ int check_weight(const TypeSizes* t, int64_t rows, int64_t columns, const void* 
   return QUANTRY_OK;
 }
 
-int check_activations(int dtype, int64_t m, int64_t columns, int64_t stride, const void* x, const void* y) {
-  if (dtype < QUANTRY_F32 || dtype > QUANTRY_BF16) return QUANTRY_BAD_TYPE;
-  if (!sane(m, columns) || !sane(m, stride) || (m > 1 && stride < columns)) return QUANTRY_BAD_SHAPE;
-  if (m && columns && (!x || !y)) return QUANTRY_BAD_BUFFER;
-  return QUANTRY_OK;
-}
-
-int allowed(int threads) { return threads < 1 || omp_in_parallel() ? 1 : threads; }
-
-// `need` bytes from the first 64-byte boundary of scratch on; null when they do not fit.
-void* aligned(void* scratch, int64_t bytes, int64_t need) {
-  uintptr_t at = (reinterpret_cast<uintptr_t>(scratch) + 63) & ~uintptr_t(63);
-  int64_t lost = static_cast<int64_t>(at - reinterpret_cast<uintptr_t>(scratch));
-  return scratch && bytes - lost >= need ? reinterpret_cast<void*>(at) : nullptr;
-}
-
-const int64_t kAlignment = 64;
-
-// Huge pages save a tenth of a large matrix' time; advice only, so failure means nothing.
-void advise_huge(void* p, int64_t bytes) {
-#if defined(__linux__)
-  uintptr_t first = (reinterpret_cast<uintptr_t>(p) + 4095) & ~uintptr_t(4095);
-  uintptr_t last = (reinterpret_cast<uintptr_t>(p) + static_cast<uintptr_t>(bytes)) & ~uintptr_t(4095);
-  if (bytes >= (int64_t(4) << 20) && last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-#else
-  (void)p, (void)bytes;
-#endif
+int check_call(int dtype, int64_t m, int64_t columns, int64_t stride, const void* x, const void* y) {
+  if (int bad = check_activations(dtype, m, columns, stride, x)) return bad;
+  return m && columns && !y ? QUANTRY_BAD_BUFFER : QUANTRY_OK;
 }
 
 int check_repack(const TypeSizes* t, int64_t batch, int64_t rows, int64_t columns, const void* blocks, int64_t block_bytes,
@@ -136,7 +107,7 @@ QUANTRY_EXPORT int quantry_gguf_pack(int target, int type, int64_t batch, int64_
   const TypeSizes* t = sizes_of(type);
   RETURN_IF_BAD(check_repack(t, batch, rows, columns, blocks, block_bytes, codes, high, meta, plane_bytes));
   if (block_bytes == 0) return QUANTRY_OK;
-  advise_huge(codes, batch * panels_of(rows) * (columns / 32) * t->codes);
+  quantry_advise_huge(codes, batch * panels_of(rows) * (columns / 32) * t->codes);
   ops->pack(type, batch, rows, columns, blocks, codes, high, meta, allowed(threads));
   return QUANTRY_OK;
 }
@@ -164,7 +135,7 @@ QUANTRY_EXPORT int quantry_gguf_linear_scratch(const QuantryBoundLinear* const* 
     if (!sane(m, weights[i]->columns)) return QUANTRY_BAD_SHAPE;
     need += ops->linear_scratch(*weights[i], m, allowed(threads));
   }
-  *bytes = need ? need + kAlignment : 0;
+  *bytes = with_alignment(need);
   return QUANTRY_OK;
 }
 
@@ -180,7 +151,7 @@ QUANTRY_EXPORT int quantry_gguf_linear(const QuantryBoundLinear* const* weights,
   for (int i = 0; i < count; ++i) {
     const QuantryBoundLinear& w = *weights[i];
     RETURN_IF_BAD(check_weight(sizes_of(w.type), w.rows, w.columns, w.codes, w.high, w.meta, w.plane_bytes));
-    RETURN_IF_BAD(check_activations(dtype, m, w.columns, stride, x, ys[i]));
+    RETURN_IF_BAD(check_call(dtype, m, w.columns, stride, x, ys[i]));
     if (!sane(m, w.rows) || w.columns != weights[0]->columns) return QUANTRY_BAD_SHAPE;
     if (w.target != weights[0]->target) return QUANTRY_BAD_TARGET;
     if (m && w.rows && !ys[i]) return QUANTRY_BAD_BUFFER;
@@ -218,7 +189,7 @@ QUANTRY_EXPORT int quantry_gguf_experts(const QuantryBoundLinear* w, int64_t exp
   RETURN_IF_BAD(check_weight(sizes_of(w->type), w->rows, w->columns, w->codes, w->high, w->meta, w->plane_bytes));
   if (!sane(tokens, slots) || experts < 0 || !sane(experts, w->plane_bytes)) return QUANTRY_BAD_SHAPE;
   const int64_t pairs = tokens * slots;
-  RETURN_IF_BAD(check_activations(dtype, shared ? tokens : pairs, w->columns, stride, x, y));
+  RETURN_IF_BAD(check_call(dtype, shared ? tokens : pairs, w->columns, stride, x, y));
   if (!sane(pairs, w->rows)) return QUANTRY_BAD_SHAPE;
   if (pairs == 0 || w->rows == 0) return QUANTRY_OK;
   if (!ids || !y) return QUANTRY_BAD_BUFFER;
@@ -245,7 +216,7 @@ QUANTRY_EXPORT int quantry_gguf_linear_dx(int target, int type, int dtype, int64
                                           int64_t scratch_bytes) {
   FIND_OPS(target);
   RETURN_IF_BAD(check_weight(sizes_of(type), rows, columns, codes, high, meta, plane_bytes));
-  RETURN_IF_BAD(check_activations(dtype, m, rows, stride, dy, dx));
+  RETURN_IF_BAD(check_call(dtype, m, rows, stride, dy, dx));
   if (!sane(m, columns)) return QUANTRY_BAD_SHAPE;
   if (m == 0 || columns == 0) return QUANTRY_OK;
   if (!dx) return QUANTRY_BAD_BUFFER;
@@ -264,7 +235,7 @@ QUANTRY_EXPORT int quantry_gguf_embedding(int target, int type, int dtype, const
   const TypeSizes* t = sizes_of(type);
   if (!t || !t->panels()) return QUANTRY_BAD_TYPE;
   RETURN_IF_BAD(check_weight(t, rows, columns, codes, high, meta, plane_bytes));
-  RETURN_IF_BAD(check_activations(dtype, count, columns, columns, ids, y));
+  RETURN_IF_BAD(check_call(dtype, count, columns, columns, ids, y));
   return ops->embedding(type, dtype, ids, count, rows, columns, nullptr, codes, high, meta, y, allowed(threads));
 }
 
@@ -277,7 +248,7 @@ QUANTRY_EXPORT int quantry_gguf_embedding_rows(int target, int type, int dtype, 
   if (!t) return QUANTRY_BAD_TYPE;
   if (!sane(rows, columns) || columns % t->block) return QUANTRY_BAD_SHAPE;
   if (block_bytes != rows * (columns / t->block) * t->block_bytes || (block_bytes && !blocks)) return QUANTRY_BAD_BUFFER;
-  RETURN_IF_BAD(check_activations(dtype, count, columns, columns, ids, y));
+  RETURN_IF_BAD(check_call(dtype, count, columns, columns, ids, y));
   // A pointer that is never followed tells an empty matrix from planes.
   if (!blocks) blocks = kTypes;
   return ops->embedding(type, dtype, ids, count, rows, columns, blocks, nullptr, nullptr, nullptr, y, allowed(threads));
@@ -287,7 +258,7 @@ QUANTRY_EXPORT int quantry_gguf_dense_scratch(int target, int dtype, int64_t m, 
   FIND_OPS(target);
   if (!sane(m, columns)) return QUANTRY_BAD_SHAPE;
   int64_t need = ops->dense_scratch(dtype, m, columns);
-  *bytes = need ? need + kAlignment : 0;
+  *bytes = with_alignment(need);
   return QUANTRY_OK;
 }
 
@@ -299,7 +270,7 @@ QUANTRY_EXPORT int quantry_gguf_dense(int target, int weight_dtype, int dtype, i
   if (weight_dtype != QUANTRY_F16 && weight_dtype != QUANTRY_BF16) return QUANTRY_BAD_TYPE;
   if (!sane(rows, columns) || !sane(m, rows)) return QUANTRY_BAD_SHAPE;
   if (weight_bytes != rows * columns * 2 || (weight_bytes && !w)) return QUANTRY_BAD_BUFFER;
-  RETURN_IF_BAD(check_activations(dtype, m, columns, stride, x, y));
+  RETURN_IF_BAD(check_call(dtype, m, columns, stride, x, y));
   if (m == 0 || rows == 0) return QUANTRY_OK;
   if (!y) return QUANTRY_BAD_BUFFER;
   int64_t need = ops->dense_scratch(dtype, m, columns);

@@ -1,12 +1,9 @@
 // The C functions of the roof probes; they time themselves, so that a caller's overhead is no part of the roof.
 #include <omp.h>
 #include <quantry/dispatch.h>
+#include <quantry/huge_pages.h>
 #include <quantry/probe_ops.h>
 #include <string.h>
-
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
 
 QUANTRY_DECLARE_TABLES(QuantryProbeOps, quantry_gguf_probe_ops)
 
@@ -17,11 +14,7 @@ QUANTRY_EXPORT int quantry_gguf_probe_fill(void* buffer, int64_t bytes, int thre
   if (bytes < 0) return QUANTRY_BAD_SHAPE;
   if (bytes && !buffer) return QUANTRY_BAD_BUFFER;
   if (threads < 1) threads = 1;
-#if defined(__linux__)
-  uintptr_t first = (reinterpret_cast<uintptr_t>(buffer) + 4095) & ~uintptr_t(4095);
-  uintptr_t last = (reinterpret_cast<uintptr_t>(buffer) + static_cast<uintptr_t>(bytes)) & ~uintptr_t(4095);
-  if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-#endif
+  quantry_advise_huge(buffer, bytes);
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
   for (int part = 0; part < threads; ++part) {
     const int64_t from = bytes / threads * part, to = part + 1 == threads ? bytes : bytes / threads * (part + 1);

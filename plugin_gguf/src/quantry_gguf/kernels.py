@@ -12,8 +12,9 @@ from ctypes import Array, addressof, c_void_p
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
-from quantry import Kernel, Layout, Numerics, Problem, ShapeError
+from quantry import Kernel, Layout, Numerics, Problem
 from quantry_gguf import native
+from quantry_gguf.panel import PLANES
 from quantry_gguf.types import TYPES
 
 if TYPE_CHECKING:
@@ -39,19 +40,25 @@ class _Native(Kernel):
 
     device = "cpu"
     numerics = _EXACT
+    dimensions: ClassVar[int] = 2
+    unpacked: ClassVar[bool] = False
+    """Takes only types that have no panel packing, which would be faster."""
 
     def why_not(self, problem: Problem) -> str | None:
-        """None for one matrix and f32, f16 or bf16 activations, when the native library is there."""
-        reason = _activation_reason(problem)
-        if reason is None and len(problem.shape) != 2:
-            reason = "one matrix at a time, not a stack of them"
+        """None for weights of `dimensions` and f32, f16 or bf16 activations, when the library is there."""
+        kind = str(problem.layout).partition(":")[2] if self.unpacked else ""
+        if kind in PLANES:
+            return f"{kind} is multiplied as ggml_panel:{kind}, its packing"
+        reason, found = native.dtype_reason(problem.dtype), len(problem.shape)
+        if reason is None and found != self.dimensions:
+            stack = f"a stack of matrices [experts, N, K] only, not {found} dimensions"
+            reason = "one matrix at a time, not a stack of them" if self.dimensions == 2 else stack
         return reason or native.why_not()
 
 
-def _activation_reason(problem: Problem) -> str | None:
-    if problem.dtype in ("f32", "f16", "bf16"):
-        return None
-    return f"activations and results are f32, f16 or bf16, not {problem.dtype}"
+def _published(layout: Layout) -> Numerics:
+    """ggml's own rounding: int8 per 256 columns for K types, per 32 for the others."""
+    return _PER_256 if "int8/256" in layout.published_activations else _PER_32
 
 
 class _PanelLinear(_Native):
@@ -115,7 +122,7 @@ def _multiply(weight: _Weight, x: Tensor, bias: Tensor | None) -> Tensor:
     if k and x.is_contiguous() and x.size(-1) == k:
         m, stride = x.numel() // k, k
     else:
-        x, m, stride = _rows_of(x, k)
+        x, m, stride = native.rows_of(x, k)
     scratch, address, room = None, None, 0
     if m > 1 or k > _STACK_COLUMNS:
         threads = native.threads()
@@ -147,7 +154,7 @@ class _Group(NamedTuple):
 def _multiply_group(group: _Group, x: Tensor) -> list[Tensor]:
     weights, listed, columns = group
     k, count = weights[0].k, len(weights)
-    x, m, stride = _rows_of(x, k)
+    x, m, stride = native.rows_of(x, k)
     threads = native.threads()
     scratch, address, room = None, None, 0
     if m > 1 or k > _STACK_COLUMNS:
@@ -175,7 +182,7 @@ class PanelInt8(_PanelLinear):
 
     def numerics_for(self, layout: Layout) -> Numerics:
         """int8 per 256 columns for K types, per 32 for the others."""
-        return _PER_256 if "int8/256" in layout.published_activations else _PER_32
+        return _published(layout)
 
 
 class PanelExact(_PanelLinear):
@@ -189,13 +196,8 @@ class PanelExact(_PanelLinear):
 class _PanelExperts(_Native):
     op = "experts"
     family = "ggml_panel"
+    dimensions = 3
     exact: ClassVar[int]
-
-    def why_not(self, problem: Problem) -> str | None:
-        """None for a stack of matrices and f32, f16 or bf16 activations."""
-        if len(problem.shape) != 3:
-            return f"a stack of matrices [experts, N, K] only, not {len(problem.shape)} dimensions"
-        return _activation_reason(problem) or native.why_not()
 
     def experts(
         self, x: Tensor, ids: Tensor, w: Sequence[Tensor], layout: Layout, shape: Shape, bias: Tensor | None
@@ -204,7 +206,7 @@ class _PanelExperts(_Native):
         count, n, k = shape
         tokens, slots = ids.shape
         shared = x.shape[1] != slots or slots == 1
-        x, _, stride = _rows_of(x.reshape(-1, x.shape[-1]), k)
+        x, _, stride = native.rows_of(x.reshape(-1, x.shape[-1]), k)
         codes, high, meta, size = _planes(w)
         weight = _weight(
             native.target(), _id(layout), self.exact, n, k, codes, high, meta, size // count if count else 0
@@ -220,7 +222,7 @@ class _PanelExperts(_Native):
             scratch.data_ptr(), room,
         )  # fmt: skip
         if status:
-            native.fail(status, f"{self.name} on {layout} {list(shape)}, ids {_span(ids)}")
+            native.fail(status, f"{self.name} on {layout} {list(shape)}, ids {native.span(ids)}")
         return y
 
 
@@ -234,7 +236,7 @@ class PanelExpertsInt8(_PanelExperts):
 
     def numerics_for(self, layout: Layout) -> Numerics:
         """As PanelInt8."""
-        return _PER_256 if "int8/256" in layout.published_activations else _PER_32
+        return _published(layout)
 
 
 class PanelExpertsExact(_PanelExperts):
@@ -256,7 +258,7 @@ class PanelLinearDx(_Native):
     def linear_dx(self, dy: Tensor, w: Sequence[Tensor], layout: Layout, shape: Shape) -> Tensor:
         """dy [*, N] → dx [*, K]."""
         n, k = shape
-        dy, m, stride = _rows_of(dy, n)
+        dy, m, stride = native.rows_of(dy, n)
         target, threads = native.target(), native.threads()
         scratch, size = native.scratch("linear_dx", target, m, n, threads)
         dx = dy.new_empty((*dy.shape[:-1], k))
@@ -321,7 +323,7 @@ class Dense16(_Native):
     ) -> Tensor:
         """x [*, K] → [*, N]."""
         n, k = shape
-        x, m, stride = _rows_of(x, k)
+        x, m, stride = native.rows_of(x, k)
         weight, dtype, target = w[0], native.DTYPES[x.dtype], native.target()
         scratch, size = (None, 0) if dtype == 0 else native.scratch("dense", target, dtype, m, k)
         y = x.new_empty((m, n) if x.dim() == 2 else (*x.shape[:-1], n))
@@ -355,20 +357,8 @@ def _look_up(
         *table, y.data_ptr(), native.threads(),
     )  # fmt: skip
     if status:
-        native.fail(status, f"{name} on {layout} [{n}x{k}], ids {_span(ids)}")
+        native.fail(status, f"{name} on {layout} [{n}x{k}], ids {native.span(ids)}")
     return y
-
-
-def _rows_of(x: Tensor, columns: int) -> tuple[Tensor, int, int]:
-    """x with columns together, its number of rows, the elements between them; a copy only if strides ask."""
-    if x.size(-1) != columns:
-        raise ShapeError(f"the input has {x.size(-1)} columns, the weight needs {columns}")
-    rows = x.numel() // columns if columns else x.shape[:-1].numel()
-    if x.is_contiguous():
-        return x, rows, columns
-    if x.dim() == 2 and x.stride(1) == 1 and x.stride(0) >= columns:
-        return x, rows, x.stride(0)
-    return x.contiguous(), rows, columns
 
 
 def _id(layout: Layout) -> int:
@@ -379,10 +369,6 @@ def _planes(w: Sequence[Tensor]) -> tuple[int, int | None, int, int]:
     """Addresses of codes, high and meta, and the bytes of all."""
     high = w[1].data_ptr() if len(w) == 3 else None
     return w[0].data_ptr(), high, w[-1].data_ptr(), sum(b.numel() for b in w)
-
-
-def _span(ids: Tensor) -> str:
-    return f"{int(ids.min())} … {int(ids.max())}" if ids.numel() else "none"
 
 
 KERNELS: list[Kernel] = [

@@ -13,10 +13,13 @@ __all__ = [
     "LIBRARY",
     "BoundLinear",
     "TARGETS",
+    "dtype_reason",
     "fail",
     "library",
+    "rows_of",
     "scratch",
     "set_target",
+    "span",
     "target",
     "threads",
     "why_not",
@@ -70,3 +73,6 @@ set_target = LIBRARY.set_target
 threads = LIBRARY.threads
 scratch = LIBRARY.scratch
 fail = LIBRARY.fail
+dtype_reason = LIBRARY.dtype_reason
+rows_of = LIBRARY.rows_of
+span = LIBRARY.span

@@ -6,7 +6,7 @@ many share a decoded slab. Types that have a panel packing are declined: it is f
 
 from __future__ import annotations
 
-from quantry import Kernel, Problem
+from quantry import Kernel
 from quantry_gguf.kernels import (
     PanelExact,
     PanelExpertsExact,
@@ -14,7 +14,6 @@ from quantry_gguf.kernels import (
     PanelInt8,
     PanelLinearDx,
 )
-from quantry_gguf.panel import PLANES
 
 __all__ = ["KERNELS"]
 
@@ -25,10 +24,7 @@ class RowsInt8(PanelInt8):
     name = "gguf.rows_int8"
     family = "ggml"
     priority = 15
-
-    def why_not(self, problem: Problem) -> str | None:
-        """As PanelInt8, for the types without a packing."""
-        return _packed_reason(problem) or super().why_not(problem)
+    unpacked = True
 
 
 class RowsExact(PanelExact):
@@ -37,10 +33,7 @@ class RowsExact(PanelExact):
     name = "gguf.rows_exact"
     family = "ggml"
     priority = 5
-
-    def why_not(self, problem: Problem) -> str | None:
-        """As PanelExact, for the types without a packing."""
-        return _packed_reason(problem) or super().why_not(problem)
+    unpacked = True
 
 
 class RowsExpertsInt8(PanelExpertsInt8):
@@ -49,10 +42,7 @@ class RowsExpertsInt8(PanelExpertsInt8):
     name = "gguf.rows_experts_int8"
     family = "ggml"
     priority = 15
-
-    def why_not(self, problem: Problem) -> str | None:
-        """As PanelExpertsInt8, for the types without a packing."""
-        return _packed_reason(problem) or super().why_not(problem)
+    unpacked = True
 
 
 class RowsExpertsExact(PanelExpertsExact):
@@ -61,10 +51,7 @@ class RowsExpertsExact(PanelExpertsExact):
     name = "gguf.rows_experts_exact"
     family = "ggml"
     priority = 5
-
-    def why_not(self, problem: Problem) -> str | None:
-        """As PanelExpertsExact, for the types without a packing."""
-        return _packed_reason(problem) or super().why_not(problem)
+    unpacked = True
 
 
 class RowsLinearDx(PanelLinearDx):
@@ -73,15 +60,7 @@ class RowsLinearDx(PanelLinearDx):
     name = "gguf.rows_dx"
     family = "ggml"
     priority = 5
-
-    def why_not(self, problem: Problem) -> str | None:
-        """As PanelLinearDx, for the types without a packing."""
-        return _packed_reason(problem) or super().why_not(problem)
-
-
-def _packed_reason(problem: Problem) -> str | None:
-    kind = str(problem.layout).partition(":")[2]
-    return f"{kind} is multiplied as ggml_panel:{kind}, its packing" if kind in PLANES else None
+    unpacked = True
 
 
 KERNELS: list[Kernel] = [RowsInt8(), RowsExact(), RowsExpertsInt8(), RowsExpertsExact(), RowsLinearDx()]

@@ -12,7 +12,6 @@ from ctypes import Array, addressof, c_int64, c_void_p
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from quantry.errors import ShapeError
 from quantry.kernel import BoundGroup, BoundLinear, Kernel, Numerics, Problem
 from quantry.layout import Layout, Shape
 from quantry.layouts import AffinePanel, CodebookPanel, FloatPanel
@@ -67,8 +66,9 @@ class _Panel(Kernel):
 
     def why_not(self, problem: Problem) -> str | None:
         """None for f32, f16 or bf16 activations and a weight that the library was compiled for."""
-        if problem.dtype not in ("f32", "f16", "bf16"):
-            return f"activations and results are f32, f16 or bf16, not {problem.dtype}"
+        reason = self.library.dtype_reason(problem.dtype)
+        if reason is not None:
+            return reason
         if len(problem.shape) != self.dimensions:
             stack = "one matrix at a time, not a stack of them"
             return stack if self.dimensions == 2 else "a stack of matrices [experts, N, K] only"
@@ -136,7 +136,7 @@ def _described(
 
 def _multiply(weight: _Weight, x: Tensor, bias: Tensor | None) -> Tensor:
     library, run, described, k, n, needs, _, listed, what, _ = weight
-    x, m, stride = _rows_of(x, k)
+    x, m, stride = library.rows_of(x, k)
     threads = library.threads()
     room = needs.get((m, threads))
     if room is None:
@@ -166,7 +166,7 @@ class _Group(NamedTuple):
 def _multiply_group(group: _Group, x: Tensor) -> list[Tensor]:
     weights, listed, needs = group
     library, count = weights[0].library, len(weights)
-    x, m, stride = _rows_of(x, weights[0].k)
+    x, m, stride = library.rows_of(x, weights[0].k)
     threads = library.threads()
     room = needs.get((m, threads))
     if room is None:
@@ -249,7 +249,7 @@ class _PanelExperts(_Panel):
         count, n, k = shape
         tokens, slots = ids.shape
         shared = x.shape[1] != slots or slots == 1
-        x, _, stride = _rows_of(x.reshape(-1, x.shape[-1]), k)
+        x, _, stride = self.library.rows_of(x.reshape(-1, x.shape[-1]), k)
         weight, library = self.weight(w, layout, shape), self.library
         threads, ids = library.threads(), ids.long().contiguous()
         scratch, room = library.scratch("grouped_experts", weight.address, count, tokens, slots, threads)
@@ -262,7 +262,7 @@ class _PanelExperts(_Panel):
             scratch.data_ptr(), room,
         )  # fmt: skip
         if status:
-            self.fail(status, layout, shape, f"ids {_span(ids)}")
+            self.fail(status, layout, shape, f"ids {library.span(ids)}")
         return y
 
 
@@ -289,7 +289,7 @@ class PanelDx(_Panel):
     def linear_dx(self, dy: Tensor, w: Sequence[Tensor], layout: Layout, shape: Shape) -> Tensor:
         """dy [*, N] → dx [*, K]."""
         n, k = shape
-        dy, m, stride = _rows_of(dy, n)
+        dy, m, stride = self.library.rows_of(dy, n)
         weight, library = self.weight(w, layout, shape), self.library
         threads = library.threads()
         scratch, room = library.scratch("grouped_dx", weight.address, m, threads)
@@ -325,7 +325,7 @@ class PanelEmbedding(_Panel):
             library.threads(),
         )
         if status:
-            self.fail(status, layout, shape, f"ids {_span(ids)}")
+            self.fail(status, layout, shape, f"ids {library.span(ids)}")
         return y
 
 
@@ -364,19 +364,3 @@ def _bytes(size: int) -> Tensor:
     import torch
 
     return torch.empty(size, dtype=torch.uint8)
-
-
-def _rows_of(x: Tensor, columns: int) -> tuple[Tensor, int, int]:
-    """x with columns together, its number of rows, the elements between them; a copy only if strides ask."""
-    if x.size(-1) != columns:
-        raise ShapeError(f"the input has {x.size(-1)} columns, the weight needs {columns}")
-    rows = x.numel() // columns if columns else x.shape[:-1].numel()
-    if x.is_contiguous():
-        return x, rows, columns
-    if x.dim() == 2 and x.stride(1) == 1 and x.stride(0) >= columns:
-        return x, rows, x.stride(0)
-    return x.contiguous(), rows, columns
-
-
-def _span(ids: Tensor) -> str:
-    return f"{int(ids.min())} … {int(ids.max())}" if ids.numel() else "none"

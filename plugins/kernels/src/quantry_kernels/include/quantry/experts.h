@@ -61,9 +61,7 @@ void experts(const SourceOf& source, const ExpertsArgs& a, int threads) {
 
 template <class S, int M>
 QUANTRY_INLINE int64_t experts_scratch(const S& w, int64_t pairs, int64_t count, int threads) {
-  int64_t most = linear_scratch<S, M>(w, pairs, threads);
-  int64_t few = linear_scratch<S, M>(w, min_of(pairs, kSmallRows), threads);   // small batches lay C out differently
-  return experts_index_bytes(pairs, count) + max_of(most, few);
+  return experts_index_bytes(pairs, count) + linear_scratch<S, M>(w, pairs, threads);   // no expert has more rows
 }
 
 QUANTRY_END

@@ -1,14 +1,11 @@
 // Whether a QuantryGrouped holds together: every size a kernel reads follows from checked numbers. For entry.h, which
 // compiles once, with the baseline's flags.
 #pragma once
+#include "../calls.h"
 #include "../dispatch.h"
 #include "weight.h"
 
 QUANTRY_BEGIN
-
-constexpr int64_t kMostElements = int64_t(1) << 40;   // keeps every product below 2^63
-
-inline bool sane(int64_t a, int64_t b) { return a >= 0 && b >= 0 && (b == 0 || a <= kMostElements / b); }
 
 inline bool in_range(int32_t value, int32_t first, int32_t last) { return first <= value && value <= last; }
 
@@ -103,12 +100,6 @@ inline int check_weight(const QuantryGrouped* w) {
   if (int bad = check_shape(*w)) return bad;
   if (int bad = check_buffers(*w)) return bad;
   return w->exact || activation_block(*w) ? QUANTRY_OK : QUANTRY_BAD_TYPE;
-}
-
-inline int check_activations(int dtype, int64_t m, int64_t columns, int64_t stride, const void* x) {
-  if (dtype < QUANTRY_F32 || dtype > QUANTRY_BF16) return QUANTRY_BAD_TYPE;
-  if (!sane(m, columns) || !sane(m, stride) || (m > 1 && stride < columns)) return QUANTRY_BAD_SHAPE;
-  return m && columns && !x ? QUANTRY_BAD_BUFFER : QUANTRY_OK;
 }
 
 QUANTRY_END

@@ -7,8 +7,7 @@
 // No state, no allocation; every function returns a QuantryStatus. threads: the most to use; small work and calls from
 // inside an OpenMP region run on one. x, dy: row stride in elements, columns contiguous; y, dx: contiguous.
 #pragma once
-#include <omp.h>
-
+#include "../calls.h"   // before threads.h, which declares less of OpenMP
 #include "../threads.h"
 #include "check.h"
 #include "ops.h"
@@ -40,19 +39,6 @@ inline const GroupedOps* find_ops(const QuantryGrouped* w, int* bad) {
   *bad = QUANTRY_BAD_TYPE;
   return nullptr;
 }
-
-inline int allowed(int threads) { return threads < 1 || omp_in_parallel() ? 1 : threads; }
-
-constexpr int64_t kAlignment = 64;
-
-// `need` bytes from the first 64-byte boundary of scratch on; null when they do not fit.
-inline char* aligned(void* scratch, int64_t bytes, int64_t need) {
-  uintptr_t at = (reinterpret_cast<uintptr_t>(scratch) + 63) & ~uintptr_t(63);
-  int64_t lost = static_cast<int64_t>(at - reinterpret_cast<uintptr_t>(scratch));
-  return scratch && bytes - lost >= need ? reinterpret_cast<char*>(at) : nullptr;
-}
-
-inline int64_t with_alignment(int64_t bytes) { return bytes ? bytes + kAlignment : 0; }
 
 QUANTRY_END
 

@@ -4,8 +4,7 @@
 // group 0: codes [batch, rows, ⌈columns · bits / 8⌉]; else codes [batch, rows / group · columns, group · bits / 8] of axis OUT.
 // plane_bytes: of all planes together. Padding rows and columns become zero, and are dropped on the way back.
 #pragma once
-#include <omp.h>
-
+#include "../calls.h"
 #include "../dispatch.h"
 #include "../huge_pages.h"
 #include "repack_ops.h"
@@ -17,17 +16,13 @@
 #define QUANTRY_REPACK_TABLE(table, target) QUANTRY_TABLE_FOR(table, target)
 QUANTRY_REPACK_DECLARE(QUANTRY_REPACK_NAME(repack_ops))
 
-namespace {
+QUANTRY_BEGIN
 
-const int64_t kMostCodes = int64_t(1) << 40;   // keeps every product below 2^63
-
-bool fits(int64_t a, int64_t b) { return a >= 0 && b >= 0 && (b == 0 || a <= kMostCodes / b); }
-
-int check_repack(const GroupedRepack& r, int64_t stream_bytes, int64_t plane_bytes) {
+inline int check_repack(const GroupedRepack& r, int64_t stream_bytes, int64_t plane_bytes) {
   if (r.bits < 1 || r.bits > 8) return QUANTRY_BAD_TYPE;
-  if (!fits(r.rows, 1) || !fits(r.columns, 1) || !fits(r.rows + 16, r.columns + 32) || r.group < 0) return QUANTRY_BAD_SHAPE;
+  if (!sane(r.rows, 1) || !sane(r.columns, 1) || !sane(r.rows + 16, r.columns + 32) || r.group < 0) return QUANTRY_BAD_SHAPE;
   const int64_t panels = (r.rows + 15) / 16, chunks = (r.columns + 31) / 32;
-  if (!fits(r.batch, (r.rows + 16) * (r.columns + 32))) return QUANTRY_BAD_SHAPE;
+  if (!sane(r.batch, (r.rows + 16) * (r.columns + 32))) return QUANTRY_BAD_SHAPE;
   int64_t stream = r.rows * ((r.columns * r.bits + 7) / 8);
   if (r.group) {
     if (r.group % 16 || r.rows % r.group) return QUANTRY_BAD_SHAPE;
@@ -39,9 +34,11 @@ int check_repack(const GroupedRepack& r, int64_t stream_bytes, int64_t plane_byt
   return QUANTRY_OK;
 }
 
-int64_t low_plane_bytes(int bits, int64_t all) { return all / bits * (bits == 8 ? 8 : bits >= 4 ? 4 : bits >= 2 ? 2 : 1); }
+inline int64_t low_plane_bytes(int bits, int64_t all) { return all / bits * (bits == 8 ? 8 : bits >= 4 ? 4 : bits >= 2 ? 2 : 1); }
 
-}  // namespace
+QUANTRY_END
+
+using namespace quantry::QUANTRY_TARGET;
 
 extern "C" {
 
@@ -52,7 +49,7 @@ QUANTRY_EXPORT int QUANTRY_REPACK_NAME(pack)(int target, int bits, int flip, int
   if (!ops) return QUANTRY_BAD_TARGET;
   GroupedRepack r{bits, flip, batch, rows, columns, group, static_cast<uint8_t*>(const_cast<void*>(stream)),
                   static_cast<uint8_t*>(codes), static_cast<uint8_t*>(high), static_cast<uint8_t*>(top),
-                  threads < 1 || omp_in_parallel() ? 1 : threads};
+                  allowed(threads)};
   if (int bad = check_repack(r, stream_bytes, plane_bytes)) return bad;
   if (stream_bytes == 0) return QUANTRY_OK;
   quantry_advise_huge(codes, low_plane_bytes(bits, plane_bytes));
@@ -68,7 +65,7 @@ QUANTRY_EXPORT int QUANTRY_REPACK_NAME(unpack)(int target, int bits, int flip, i
   if (!ops) return QUANTRY_BAD_TARGET;
   auto bytes = [](const void* p) { return static_cast<uint8_t*>(const_cast<void*>(p)); };
   GroupedRepack r{bits, flip, batch, rows, columns, group, bytes(stream), bytes(codes), bytes(high), bytes(top),
-                  threads < 1 || omp_in_parallel() ? 1 : threads};
+                  allowed(threads)};
   if (int bad = check_repack(r, stream_bytes, plane_bytes)) return bad;
   if (stream_bytes) ops->unpack(&r);
   return QUANTRY_OK;
