@@ -252,7 +252,9 @@ def test_explain_measures_where_asked_and_only_then(dense):
     able = [c for c in timed["tensors"][0]["candidates"] if c["ok"]]
     assert all(c["time_us"] > 0 for c in able)
     fastest = min(able, key=lambda c: c["time_us"])
-    assert timed["tensors"][0]["chosen"] == fastest["kernel"]
+    near = {c["kernel"] for c in able if c["time_us"] <= 1.05 * fastest["time_us"]}
+    # times within 5 % are one, and then the kernel of the layout's own plugin comes first
+    assert timed["tensors"][0]["chosen"] == ("torch.linear" if "torch.linear" in near else fastest["kernel"])
     off = json.loads(invoke("explain", str(dense), "--json", "--no-measure").stdout)
     assert {c["time_us"] for c in off["tensors"][0]["candidates"]} == {None}
 
