@@ -71,7 +71,9 @@ sanitize: setup
 	  -C cmake.define.QUANTRY_SANITIZE=ON -C build-dir=build/asan -C install.strip=false
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0:exitcode=66 UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc \
-	  $(BIN)/python -m pytest -q plugin_gguf/tests -k "(kernels or panel or encode) and not openmp"
+	  QUANTRY_SANITIZE=1 \
+	  $(BIN)/python -m pytest -q plugin_gguf/tests plugins/kernels/tests \
+	  -k "(kernels or panel or encode or repack or hostile or conformance) and not openmp and not neon and not native_build"
 	$(UV) pip install -q --no-build-isolation --reinstall-package quantry-gguf --no-deps -e plugin_gguf
 
 clean:
