@@ -23,6 +23,8 @@ _HOME = {
     "DeviceProbe": "devices",
     "dtype_name": "dtypes",
     "torch_dtype": "dtypes",
+    "RowQuantizer": "encoding",
+    "importance_rows": "encoding",
     "DuplicateTensor": "errors",
     "FormatError": "errors",
     "HeaderError": "errors",
@@ -132,6 +134,7 @@ __all__ = [
     "Quantizer",
     "QuantryError",
     "Roof",
+    "RowQuantizer",
     "Runtime",
     "ScaledFloat",
     "Shape",
@@ -151,6 +154,7 @@ __all__ = [
     "explain",
     "forget_times",
     "hookimpl",
+    "importance_rows",
     "inspect",
     "load_model",
     "matmul",
@@ -179,6 +183,7 @@ if TYPE_CHECKING:
     from quantry.convert import Conversion
     from quantry.devices import DeviceInfo, DeviceProbe
     from quantry.dtypes import dtype_name, torch_dtype
+    from quantry.encoding import RowQuantizer, importance_rows
     from quantry.errors import (
         DuplicateTensor,
         FormatError,

@@ -20,7 +20,9 @@ class Quantizer(ABC):
 
     name: ClassVar[str]
     needs: ClassVar[Literal["none", "importance", "hessian", "inputs"]] = "none"
-    """What `stats` must hold; "none" ignores it."""
+    """What `stats` must hold; "none": it works without."""
+    takes_importance: ClassVar[bool] = False
+    """Whether `stats` may hold an importance per column, which then weighs the search."""
     row_block: ClassVar[int | None] = 256
     """Rows that may be quantized alone with the same bytes; None when the rule needs the whole matrix."""
     fallback: ClassVar[tuple[str, ...]] = ()
@@ -30,7 +32,11 @@ class Quantizer(ABC):
     width: ClassVar[int | None] = None
     """The `--isq` width (2, 3, 4, 5, 6, 8) this type stands for when a user names only a width."""
     priority: ClassVar[int] = 0
-    """Order among quantizers of one width: higher first."""
+    """Order among quantizers of one width that are as fast and as accurate: higher first."""
+    expected_error: ClassVar[float | None] = None
+    """RMS of (weight - dequantized) over RMS of the weight, for independent normal weights; the kit measures it."""
+    native_on: ClassVar[tuple[str, ...]] = ("cpu",)
+    """Device types this type was made for: what a width means for a device that is not at hand."""
 
     @abstractmethod
     def why_not(self, shape: Shape, dtype: str) -> str | None:

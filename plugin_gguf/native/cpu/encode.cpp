@@ -2,6 +2,7 @@
 #include "encode.h"
 
 #include <quantry/dispatch.h>
+#include <quantry/encode/rows.h>
 
 #include "encode_search.h"
 
@@ -357,7 +358,15 @@ void encode_q6_k(const EncodeJob& job) {
   }
 }
 
+int encode_matrix(EncodeFn encode, int block, int bytes, const QuantryRows& rows, uint8_t* out) {
+  const int64_t blocks = rows.columns / block;
+  return encode_rows(rows, [&](const float* x, int64_t first, int64_t count) {
+    encode(EncodeJob{x, rows.importance, rows.columns, 0, count * blocks, out + first * blocks * bytes});
+  });
+}
+
 constexpr EncodeOps kEncodeOps = {
+    encode_matrix,
     legacy<false, false>, legacy<false, true>, legacy<true, false>, legacy<true, true>,
     plain<encode_q8_0, 32, 34>, plain<encode_q8_1, 32, 36>,
     encode_k<15>, encode_k<31>, encode_q6_k, plain<encode_q8_k, 256, 292>,

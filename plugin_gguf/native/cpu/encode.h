@@ -5,6 +5,8 @@
 #pragma once
 #include <stdint.h>
 
+struct QuantryRows;   // quantry/encode/rows.h
+
 struct EncodeJob {
   const float* x;            // the matrix, contiguous rows
   const float* importance;   // one weight >= 0 per column, or null
@@ -16,5 +18,7 @@ struct EncodeJob {
 typedef void (*EncodeFn)(const EncodeJob& job);
 
 struct EncodeOps {
+  // Encodes rows of any float type with one of the functions; blocks of `block` columns take `bytes`.
+  int (*rows)(EncodeFn encode, int block, int bytes, const QuantryRows& rows, uint8_t* out);
   EncodeFn q4_0, q4_1, q5_0, q5_1, q8_0, q8_1, q4_k, q5_k, q6_k, q8_k;
 };

@@ -1,5 +1,6 @@
 // quantry_gguf_encode: float32 rows to ggml blocks, on `threads` threads, with the same bytes for any number of them.
 #include <quantry/dispatch.h>
+#include <quantry/encode/call.h>
 
 #include "encode.h"
 
@@ -30,25 +31,18 @@ const Encoder* encoder_of(int type) {
 
 extern "C" {
 
-// x: [rows, columns] f32, finite. importance: [columns] f32 >= 0, or null (ignored by q8_0, q8_1, q8_k).
-// out: rows · columns / block · block bytes. Returns a QuantryStatus.
-QUANTRY_EXPORT int quantry_gguf_encode(int target, int type, const float* x, const float* importance, uint8_t* out,
-                                       int64_t rows, int64_t columns, int threads) {
+// x: [rows, columns] of `dtype`, rows `stride` elements apart. importance: [columns] f32 >= 0, or null (types without a
+// search ignore it). out: rows · columns / block · block bytes. *bad: rows.h. Returns a QuantryStatus.
+QUANTRY_EXPORT int quantry_gguf_encode(int target, int type, int dtype, const void* x, int64_t stride,
+                                       const float* importance, uint8_t* out, int64_t rows, int64_t columns,
+                                       int64_t* bad, int threads) {
   const EncodeOps* ops = QUANTRY_TABLE_FOR(quantry_encode_ops, target);
   if (!ops) return QUANTRY_BAD_TARGET;
   const Encoder* encoder = encoder_of(type);
   if (!encoder) return QUANTRY_BAD_TYPE;
-  if (rows < 0 || columns < 0 || columns % encoder->block) return QUANTRY_BAD_SHAPE;
-  const int64_t blocks = columns / encoder->block * rows;
-  if (blocks == 0) return QUANTRY_OK;
-  if (!x || !out) return QUANTRY_BAD_BUFFER;
-  const EncodeFn encode = ops->*encoder->function;
-  if (threads < 1) threads = 1;
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-  for (int part = 0; part < threads; part++) {
-    const int64_t first = blocks * part / threads, last = blocks * (part + 1) / threads;
-    if (last > first) encode(EncodeJob{x, importance, columns, first, last - first, out});
-  }
-  return QUANTRY_OK;
+  if (columns < 0 || columns % encoder->block) return QUANTRY_BAD_SHAPE;
+  if (!bad || (rows > 0 && columns > 0 && !out)) return QUANTRY_BAD_BUFFER;
+  const QuantryRows all{dtype, threads, rows, columns, stride, x, importance, bad};
+  return ops->rows(ops->*encoder->function, encoder->block, encoder->bytes, all, out);
 }
 }

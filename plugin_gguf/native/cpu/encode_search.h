@@ -1,6 +1,6 @@
 // The scale searches of ggml-quants.c, one sub-block per lane.
 #pragma once
-#include "encode_lanes.h"
+#include <quantry/encode/lanes.h>
 
 QUANTRY_BEGIN
 

@@ -41,7 +41,7 @@ _SIGNATURES = {
     "linear_dx": [_I, _I, _I, _L, _L, _L, _P, _L, _P, _P, _P, _L, _P, _I, _P, _L],
     "embedding": [_I, _I, _I, _P, _L, _L, _L, _P, _P, _P, _L, _P, _I],
     "embedding_rows": [_I, _I, _I, _P, _L, _L, _L, _P, _L, _P, _I],
-    "encode": [_I, _I, _P, _P, _P, _L, _L, _I],  # encode_entry.cpp
+    "encode": [_I, _I, _I, _P, _L, _P, _P, _L, _L, _P, _I],  # encode_entry.cpp
     "dense_scratch": [_I, _I, _L, _L, _P],
     "dense": [_I, _I, _I, _L, _L, _L, _P, _L, _P, _L, _P, _P, _I, _P, _L],
     "probe_fill": [_P, _L, _I],  # probe_entry.cpp

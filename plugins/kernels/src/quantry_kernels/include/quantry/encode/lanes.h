@@ -2,8 +2,8 @@
 //
 // Sums run inside a lane, one sub-block per lane, so that their order is the reference's order.
 #pragma once
-#include <quantry/float16.h>
-#include <quantry/target.h>
+#include "../float16.h"
+#include "../target.h"
 
 QUANTRY_BEGIN
 

@@ -1,0 +1,134 @@
+"""Quantizers whose rows are independent: what they check and cut is the same for every method."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, ClassVar
+
+from quantry.dtypes import dtype_name, torch_dtype
+from quantry.errors import ShapeError, UsageError, ValueDomainError
+from quantry.layout import Layout, Shape
+from quantry.quantizer import Quantizer
+from quantry.tensor import QuantizedTensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["RowQuantizer", "importance_rows"]
+
+_PIECE_ELEMENTS = 1 << 22  # weights on another device or of odd strides come to the CPU in pieces of this size
+_SOURCE_DTYPES = ("f32", "f16", "bf16")
+
+
+class RowQuantizer(Quantizer):
+    """A quantizer that packs each row of a matrix alone, in native code.
+
+    A subclass names its layout and fills runs of rows; shapes, element types, devices, strides, stacks of
+    experts, importance and NaN are dealt with here. The native side is quantry/encode/rows.h.
+    """
+
+    row_block: ClassVar[int | None] = 1
+    takes_importance: ClassVar[bool] = False
+
+    @abstractmethod
+    def encode(
+        self, rows: Tensor, importance: Tensor | None, out: Mapping[str, Tensor], layout: Layout
+    ) -> int:
+        """Pack `rows` [R, K] float32, float16 or bfloat16, contiguous on the CPU, into `out`.
+
+        importance: float32 [K] >= 0. out: the layout's buffers for [R, K], contiguous, uninitialized.
+        Returns the position (row·K + column) of the first NaN or Inf, -1 when all values are finite.
+        """
+
+    def why_not(self, shape: Shape, dtype: str) -> str | None:
+        """None for float matrices, or stacks of them, that the layout holds."""
+        if dtype not in _SOURCE_DTYPES:
+            return f"{self.name} is made from {', '.join(_SOURCE_DTYPES)}, not from {dtype}"
+        if len(shape) < 2:
+            return f"{self.name} is for matrices, got {len(shape)} dimension(s)"
+        return self.layout_for(shape, dtype).why_not(shape)
+
+    def quantize(self, weight: Tensor, layout: Layout, stats: Tensor | None = None) -> QuantizedTensor:
+        """Pack `weight` [*, N, K], on any device; the result lies there too.
+
+        stats: importance [K] or [experts, K] >= 0. Raises ShapeError, ValueDomainError naming row and column,
+        UsageError for a layout of another quantizer or where a needed importance is missing, PluginError when
+        the native library is missing.
+        """
+        import torch
+
+        shape, dtype = tuple(weight.shape), dtype_name(weight.dtype)
+        reason = self.why_not(shape, dtype)
+        if reason is not None:
+            raise ShapeError(reason)
+        if layout != (own := self.layout_for(shape, dtype)):
+            raise UsageError(f"{self.name} makes {own}, not {layout}")
+        if stats is None and self.needs == "importance":
+            raise UsageError(
+                f"{self.name} cannot be made without importance: its few levels need to know which columns count",
+                hint="Collect it: quantry imatrix MODEL --text FILE -o FILE, then pass --imatrix FILE.",
+            )
+        *lead, columns = shape
+        rows = weight.detach().reshape(math.prod(lead), columns)
+        packed = {
+            name: torch.empty(spec.shape, dtype=torch_dtype(spec.dtype))
+            for name, spec in layout.buffers((len(rows), columns)).items()
+        }
+        stats = importance_rows(stats, shape) if self.takes_importance else None
+        for start, stop, importance in self._pieces(rows, shape, stats):
+            part = rows[start:stop].cpu().contiguous()
+            bad = self.encode(part, importance, {n: b[start:stop] for n, b in packed.items()}, layout)
+            if bad >= 0:
+                _refuse(part, bad, start, shape)
+        specs = layout.buffers(shape)
+        return QuantizedTensor(
+            layout, shape, {name: b.view(specs[name].shape).to(weight.device) for name, b in packed.items()}
+        )
+
+    @staticmethod
+    def _pieces(
+        rows: Tensor, shape: Shape, importance: Tensor | None
+    ) -> Iterator[tuple[int, int, Tensor | None]]:
+        """Row ranges to encode one after the other, each within one matrix where importance counts."""
+        count, columns = rows.shape
+        span = count if importance is None else shape[-2]
+        free = rows.is_contiguous() and rows.device.type == "cpu"
+        step = max(1, count if free else _PIECE_ELEMENTS // max(1, columns))
+        for first in range(0, count, max(1, span)):
+            weights = None if importance is None else importance[first // span]
+            for start in range(first, first + span, step):
+                yield start, min(start + step, first + span), weights
+
+
+def importance_rows(stats: Tensor | None, shape: Shape) -> Tensor | None:
+    """stats as float32 [matrices, K] on the CPU, one row per matrix of the stack; None without stats.
+
+    Raises ShapeError for another shape, ValueDomainError for a value that is negative or not finite.
+    """
+    if stats is None:
+        return None
+    matrices, columns = math.prod(shape[:-2]), shape[-1]
+    if tuple(stats.shape) not in {(columns,), (matrices, columns)}:
+        raise ShapeError(f"importance must be [{columns}] or [{matrices}, {columns}], got {list(stats.shape)}")
+    values = stats.detach().cpu().float()
+    wrong = ~(values.isfinite() & (values >= 0))
+    if wrong.any():
+        at = [int(i) for i in wrong.nonzero()[0]]
+        value = values[tuple(at)].item()
+        raise ValueDomainError(f"importance is {value} at column {at[-1]}; it must be finite and >= 0")
+    return values.expand(matrices, columns).contiguous()
+
+
+def _refuse(part: Tensor, bad: int, first_row: int, shape: Shape) -> None:
+    row, column = divmod(bad, part.shape[1])
+    value = part[row, column].item()
+    matrix, row = divmod(first_row + row, shape[-2])
+    where = f"row {row}, column {column}"
+    if len(shape) > 2:
+        where = f"matrix {matrix}, {where}"
+    raise ValueDomainError(
+        f"weight is {value} at {where}",
+        hint="The source is damaged, or overflowed in its own type; fetch or export it again.",
+    )
