@@ -46,7 +46,8 @@ _HOME = {
     "hookimpl": "hookspecs",
     "inspect": "inspection",
     "quantize": "isq",
-    "quantize_model": "isq",
+    "pack_layer": "isq_model",
+    "quantize_model": "isq_model",
     "BUCKETS": "kernel",
     "Kernel": "kernel",
     "Numerics": "kernel",
@@ -162,6 +163,7 @@ __all__ = [
     "nearest",
     "open",
     "pack_codes",
+    "pack_layer",
     "panel_conversions",
     "panel_kernels",
     "prepare",
@@ -203,7 +205,8 @@ if TYPE_CHECKING:
     from quantry.format import Detection, Format, TensorEntry, WeightSource
     from quantry.hookspecs import hookimpl
     from quantry.inspection import inspect
-    from quantry.isq import quantize, quantize_model
+    from quantry.isq import quantize
+    from quantry.isq_model import pack_layer, quantize_model
     from quantry.kernel import BUCKETS, Kernel, Numerics, Problem
     from quantry.layout import BufferSpec, Layout, Shape
     from quantry.layouts import Dense, GroupedAffine, GroupedCodebook, ScaledFloat

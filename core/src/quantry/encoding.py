@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 __all__ = ["RowQuantizer", "importance_rows"]
 
-_PIECE_ELEMENTS = 1 << 22  # weights on another device or of odd strides come to the CPU in pieces of this size
+_PIECE_ELEMENTS = (
+    1 << 22
+)  # weights on another device or of odd strides come to the CPU in pieces of this size
 _SOURCE_DTYPES = ("f32", "f16", "bf16")
 
 
@@ -67,7 +69,7 @@ class RowQuantizer(Quantizer):
             raise UsageError(f"{self.name} makes {own}, not {layout}")
         if stats is None and self.needs == "importance":
             raise UsageError(
-                f"{self.name} cannot be made without importance: its few levels need to know which columns count",
+                f"{self.name} needs importance: with so few levels it matters which columns count",
                 hint="Collect it: quantry imatrix MODEL --text FILE -o FILE, then pass --imatrix FILE.",
             )
         *lead, columns = shape
@@ -111,7 +113,9 @@ def importance_rows(stats: Tensor | None, shape: Shape) -> Tensor | None:
         return None
     matrices, columns = math.prod(shape[:-2]), shape[-1]
     if tuple(stats.shape) not in {(columns,), (matrices, columns)}:
-        raise ShapeError(f"importance must be [{columns}] or [{matrices}, {columns}], got {list(stats.shape)}")
+        raise ShapeError(
+            f"importance must be [{columns}] or [{matrices}, {columns}], got {list(stats.shape)}"
+        )
     values = stats.detach().cpu().float()
     wrong = ~(values.isfinite() & (values >= 0))
     if wrong.any():

@@ -1,37 +1,46 @@
-"""In-situ quantization: one tensor, a module in place, or a checkpoint streamed to UQFF."""
+"""In-situ quantization: one tensor, or a checkpoint streamed to UQFF."""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantry.checkpoint import Checkpoint, open_checkpoint
 from quantry.dtypes import dtype_name
-from quantry.errors import PluginError, QuantryError, ShapeError, UsageError
+from quantry.errors import PluginError, ShapeError, UsageError
 from quantry.format import TensorEntry, WeightSource
-from quantry.isq_plan import Plan, Selection, choose, label_of, make_plan, resolve_quantizer
-from quantry.isq_run import Progress, check_finite, importance_of, run_plan, write_residual
+from quantry.isq_journal import Journal, fingerprint
+from quantry.isq_plan import Plan, Selection, label_of, make_plan
+from quantry.isq_run import (
+    NanPolicy,
+    Progress,
+    RunOptions,
+    check_memory,
+    importance_of,
+    packed,
+    run_plan,
+    write_residual,
+)
+from quantry.isq_types import TypeChoice, choose_type, resolve_quantizer
 from quantry.plugins import registry
 from quantry.quantizer import Quantizer
-from quantry.roles import Role, role_of
 from quantry.runtime import Exported
 from quantry.staging import StagedFolder
 from quantry.stream import StreamWriter
 from quantry.tensor import QuantizedTensor
-from quantry.topology import Topology
 from quantry.uqff import RESIDUAL
 from quantry.uqff_output import SHARD_BYTES, OutputWriter, metadata, plan_shards, shard_names
 from quantry.uqff_report import OutputReport
 from quantry.uqff_write import SUPPORT_FILES, output_place, stale_shards, write_support
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
-__all__ = ["IsqResult", "Weights", "quantize", "quantize_checkpoint", "quantize_model", "resolve_quantizer"]
+__all__ = ["IsqResult", "Weights", "quantize", "quantize_checkpoint", "resolve_quantizer"]
 
 
 class Weights:
@@ -52,7 +61,11 @@ class Weights:
 
 @dataclass(frozen=True, slots=True)
 class IsqResult:
-    """What was written, or with `dry_run` would be. output_bytes: of shards and residual files."""
+    """What was written, or with `dry_run` would be.
+
+    output_bytes: of shards and residual files. choices: what each width named became. replaced: NaN and Inf
+    written as 0, by tensor. resumed: whether an interrupted run was continued.
+    """
 
     outputs: tuple[OutputReport, ...]
     plans: tuple[Plan, ...]
@@ -60,6 +73,9 @@ class IsqResult:
     output_bytes: int
     seconds: float
     peak_rss_bytes: int
+    choices: tuple[TypeChoice, ...] = ()
+    replaced: Mapping[str, int] = field(default_factory=dict)
+    resumed: bool = False
 
     def as_json(self) -> dict[str, Any]:
         """For `quantry quantize --json`."""
@@ -69,6 +85,9 @@ class IsqResult:
             "output_bytes": self.output_bytes,
             "seconds": self.seconds,
             "peak_rss_bytes": self.peak_rss_bytes,
+            "choices": [choice.as_json() for choice in self.choices],
+            "replaced": dict(self.replaced),
+            "resumed": self.resumed,
         }
 
 
@@ -86,35 +105,8 @@ def quantize(weight: Tensor, name: str, importance: Tensor | None = None) -> Qua
     if reason is not None:
         hint = f"Fitting fallbacks: {', '.join(quantizer.fallback)}." if quantizer.fallback else None
         raise ShapeError(f"{quantizer.name} cannot hold {list(shape)}: {reason}", hint=hint)
-    check_finite(weight)
     stats = None if importance is None else importance_of({"": importance}, quantizer, "", shape)
-    return quantizer.quantize(weight.detach(), quantizer.layout_for(shape, dtype), stats)
-
-
-def quantize_model(
-    model: nn.Module,
-    name: str,
-    importance: Mapping[str, Tensor] | None = None,
-    topology: Topology | Mapping[str, Any] | str | Path | None = None,
-    *,
-    include: Iterable[str] = (),
-    exclude: Iterable[str] = (),
-) -> dict[str, str]:
-    """Replace every `nn.Linear` and `nn.Embedding` of a model by its packed form, freeing each dense weight.
-
-    importance: by module or weight name. Routers stay dense, as do subclasses whose forward is their own and
-    weights that no fallback fits. Returns module name → layout, or the sentence why it stayed dense.
-    """
-    quantizer = resolve_quantizer(name)
-    selection = Selection.of(include, exclude, topology=topology)
-    done: dict[str, str] = {}
-    packed: dict[int, nn.Module] = {}
-    names = [
-        n for n, module in model.named_modules(remove_duplicate=False) if n and _kind(module) is not None
-    ]
-    for module_name in names:
-        done |= _swap_one(model, module_name, quantizer, selection, importance or {}, packed)
-    return done
+    return packed(quantizer, weight, quantizer.layout_for(shape, dtype), stats)
 
 
 def quantize_checkpoint(
@@ -125,6 +117,8 @@ def quantize_checkpoint(
     importance: Mapping[str, Tensor] | None = None,
     selection: Selection | None = None,
     jobs: int | None = None,
+    max_memory: int | None = None,
+    nan_policy: NanPolicy = "refuse",
     device: str = "cpu",
     requantize: bool = False,
     dry_run: bool = False,
@@ -138,11 +132,17 @@ def quantize_checkpoint(
     out: `x.uqff` (shards `x-0.uqff` …) for one type, else a folder (shards `<type>-0.uqff` …). types "keep"
     writes every weight in the type it has. selection: which tensors. config, files: of the model; by default
     those beside a Hugging Face checkpoint, or what a runtime exports from a format with names of its own.
-    dry_run: only plan. The output appears when it is whole; after any failure the folder is as it was.
+    jobs: workers, one per core. max_memory: bytes the process may use. nan_policy: "zero" writes 0 for NaN
+    and Inf. device: where a width is to run. dry_run: only plan.
+
+    The output appears when it is whole; after any failure the folder is as it was. After a kill the same call
+    goes on where the killed one was, provided that sources, plan and versions are the same.
     """
     start = time.perf_counter()
     source: WeightSource = open_checkpoint(model) if isinstance(model, (str, Path)) else model
-    folder, stems = _place(Path(out), types, device)
+    options = RunOptions(jobs, max_memory, nan_policy, importance or {})
+    choices = _choices(types, device)
+    folder, stems = _place(Path(out), types, choices)
     if isinstance(source, Checkpoint):
         if source.source.root.resolve() == folder.resolve():
             raise UsageError(
@@ -163,18 +163,27 @@ def quantize_checkpoint(
     }
     reports = tuple(_planned_report(stem, plan) for stem, plan in plans.items())
     shared = next(iter(plans.values()))  # what is no layer is the same for every type
+    resumed = False
     if not dry_run:
-        with StagedFolder(folder) as staged:
+        for plan in plans.values():
+            check_memory(plan, options)
+        key = fingerprint(source, plans, importance, (nan_policy,))
+        with StagedFolder(folder, key) as staged:
+            journal, resumed = Journal(None if key is None else staged.notes), staged.resumed
             for stem, plan in plans.items():
-                with OutputWriter(staged.payload, stem, plan.quant, plan.layers, plan.shard_bytes) as writer:
-                    run_plan(plan, source, writer, jobs, importance, progress)
+                layers, limit = plan.layers, plan.shard_bytes
+                with OutputWriter(staged.payload, stem, plan.quant, layers, limit, key is not None) as writer:
+                    run_plan(plan, source, writer, options, progress, journal, stem)
             with StreamWriter(staged.payload / RESIDUAL, shared.residual, metadata()) as rest:
                 write_residual(shared, source, rest)
             write_support(staged.payload, config, files or {}, reports)
             staged.publish(stale_shards(folder, plans))
     nbytes = sum(plan.shards_bytes for plan in plans.values()) + shared.residual_bytes
     seconds = time.perf_counter() - start
-    return IsqResult(reports, tuple(plans.values()), folder, nbytes, seconds, _peak_rss())
+    return IsqResult(
+        reports, tuple(plans.values()), folder, nbytes, seconds, _peak_rss(), tuple(choices.values()),
+        options.replaced, resumed,
+    )  # fmt: skip
 
 
 def _planned_report(stem: str, plan: Plan) -> OutputReport:
@@ -194,13 +203,22 @@ def _exported(ckpt: Checkpoint) -> Exported:
     )
 
 
-def _place(out: Path, types: str | Sequence[str], device: str) -> tuple[Path, Mapping[str, Quantizer | None]]:
+def _choices(types: str | Sequence[str], device: str) -> dict[str, TypeChoice]:
+    """What each width among the types means."""
+    names = [types] if isinstance(types, str) else list(types)
+    widths = [name for name in names if name.strip().isdecimal()]
+    return {name: choose_type(int(name), device, measure=True) for name in widths}
+
+
+def _place(
+    out: Path, types: str | Sequence[str], choices: Mapping[str, TypeChoice]
+) -> tuple[Path, Mapping[str, Quantizer | None]]:
     """The folder, and the quantizer of each stem; None keeps the weights as they are."""
     folder, stem = output_place(out)
     names = [types] if isinstance(types, str) else list(types)
     if names == ["keep"]:
         return folder, {stem if out.suffix == ".uqff" else label_of(None): None}
-    quantizers = [resolve_quantizer(name, device) for name in names]
+    quantizers = [choices[n].chosen if n in choices else resolve_quantizer(n) for n in names]
     if not quantizers:
         raise UsageError("no ISQ type is named", hint="Name one: --isq q4k")
     if len({q.name for q in quantizers}) < len(quantizers):
@@ -224,82 +242,6 @@ def _beside(
         found = {name: source.source.sibling(name) for name in SUPPORT_FILES}
         files = {name: path for name, path in found.items() if path is not None}
     return config, files
-
-
-def _kind(module: nn.Module) -> str | None:
-    """ "linear" or "embedding" for modules whose forward is torch's own."""
-    from torch import nn
-
-    if isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward:
-        return "linear"
-    if isinstance(module, nn.Embedding) and type(module).forward is nn.Embedding.forward:
-        return "embedding"
-    return None
-
-
-def _swap_one(
-    model: nn.Module,
-    name: str,
-    quantizer: Quantizer,
-    selection: Selection,
-    importance: Mapping[str, Tensor],
-    packed: dict[int, nn.Module],
-) -> dict[str, str]:
-    """Pack one module. packed: id of a dense weight → the module that has it now, where modules share it."""
-    from quantry.nn import swap
-
-    module: Any = model.get_submodule(name)
-    weight: Tensor = module.weight
-    shape, dtype, full = tuple(weight.shape), dtype_name(weight.dtype), f"{name}.weight"
-    if id(weight) in packed:
-        return _swap_shared(model, name, module, packed[id(weight)])
-    role: Role = "embedding" if _kind(module) == "embedding" else role_of(full, shape)
-    pin = selection.pin(full, role)
-    if pin is None and not selection.takes(full, role):
-        return {}
-    asked = quantizer if pin is None else resolve_quantizer(pin)
-    choice = choose(asked, role, shape, dtype, pinned=pin is not None, for_uqff=False)
-    if choice.quantizer is None:
-        return {name: choice.reason or "no type fits"}
-    try:
-        check_finite(weight.detach(), 0, full)
-        stats = importance_of(importance, choice.quantizer, full, shape)
-        qt = choice.quantizer.quantize(weight.detach(), choice.layout, stats)
-    except QuantryError as e:
-        e.tensor = e.tensor or full
-        raise
-    packed[id(weight)] = replacement = _packed_module(module, qt)
-    swap(model, name, replacement)
-    return {name: str(qt.layout)}
-
-
-def _packed_module(module: Any, qt: QuantizedTensor) -> nn.Module:
-    from quantry.nn import QuantEmbedding, QuantLinear
-
-    made: QuantEmbedding | QuantLinear
-    if _kind(module) == "embedding":
-        made = QuantEmbedding(qt, padding_idx=module.padding_idx)
-    else:
-        made = QuantLinear(qt, module.bias)
-    made.compute_dtype = module.weight.dtype
-    return made
-
-
-def _swap_shared(model: nn.Module, name: str, module: Any, owner: nn.Module) -> dict[str, str]:
-    """A weight that another module has packed: that module again, or an output head over its embedding."""
-    from quantry.nn import QuantEmbedding, QuantLinear, TiedHead, swap
-
-    bias = getattr(module, "bias", None)
-    if isinstance(owner, QuantEmbedding) and _kind(module) == "linear" and bias is None:
-        swap(model, name, TiedHead(owner))
-    elif (
-        isinstance(owner, QuantEmbedding if _kind(module) == "embedding" else QuantLinear)
-        and owner.bias is bias
-    ):
-        swap(model, name, owner)
-    else:
-        return {name: "stays dense: it shares its weight with a module of another kind"}
-    return {name: str(owner.layout)}
 
 
 def _peak_rss() -> int:

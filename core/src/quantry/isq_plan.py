@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from quantry.errors import ShapeError, UsageError, nearest
+from quantry.errors import ShapeError, UsageError
 from quantry.format import TensorEntry, WeightSource
+from quantry.isq_types import resolve_quantizer
 from quantry.layout import BufferSpec, Layout, Shape
 from quantry.layouts.dense import Dense
 from quantry.plugins import registry
@@ -220,29 +221,6 @@ def label_of(quantizer: Quantizer | None) -> str:
     label = next((c.label(layout) for c in registry().codecs if c.family == layout.family), quantizer.name)
     same = canonical_name(label) == canonical_name(quantizer.name)
     return label if same else quantizer.name
-
-
-def resolve_quantizer(name: str, device: str = "cpu") -> Quantizer:
-    """The quantizer of an ISQ type, or of a width ("4": the installed one of highest priority).
-
-    device: where the weight will run; no quantizer declares a preference yet. Raises UsageError that
-    proposes the nearest name.
-    """
-    known = registry().quantizers
-    key = canonical_name(str(name))
-    if key.isdecimal():
-        fitting = [q for q in known.values() if q.width == int(key)]
-        if fitting:
-            return max(fitting, key=lambda q: (q.priority, q.name))
-        widths = sorted({str(q.width) for q in known.values() if q.width})
-        raise UsageError(
-            f"no installed ISQ type has width {name}", hint=f"Widths: {', '.join(widths) or 'none'}."
-        )
-    if key not in known:
-        raise UsageError(
-            f"unknown ISQ type {name!r}", hint=nearest(str(name), [q.name for q in known.values()])
-        )
-    return known[key]
 
 
 def _check_tag(quantizer: Quantizer) -> None:

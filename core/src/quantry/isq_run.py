@@ -7,14 +7,17 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args
 
 from quantry.dtypes import ITEM_BYTES
-from quantry.errors import QuantryError, UsageError, ValueDomainError
+from quantry.encoding import RowQuantizer
+from quantry.errors import QuantryError, UsageError, ValueDomainError, nearest
 from quantry.format import WeightSource
+from quantry.isq_journal import Journal
 from quantry.isq_plan import Plan, PlannedTensor
-from quantry.layout import Shape
+from quantry.layout import Layout, Shape
 from quantry.layouts.dense import Dense
 from quantry.quantizer import Quantizer
 from quantry.stream import StreamWriter
@@ -24,52 +27,135 @@ from quantry.uqff_output import OutputWriter, is_row_wise
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Progress", "check_finite", "importance_of", "run_plan", "write_residual"]
+__all__ = [
+    "NanPolicy", "Progress", "RunOptions", "check_finite", "check_memory", "importance_of", "packed",
+    "replace_nan", "run_plan", "write_residual",
+]  # fmt: skip
 
-Progress = Callable[[int, int, str], None]
-"""Told (source bytes done, source bytes in all, tensor) after each block, by any worker, one at a time."""
+Progress = Callable[[int, int, str, int], None]
+"""Told (source bytes done, source bytes in all, tensor, tensors done) after each block, one at a time."""
 
-_BLOCK_BYTES = 8 << 20  # of float32 per worker: large enough that calls do not count, small beside a tensor
+NanPolicy = Literal["refuse", "zero"]
+
+_BLOCK_BYTES = 4 << 20  # of float32 per task: large enough that calls do not count, small beside a tensor
+_FLIGHT_BYTES = 200 << 20  # of blocks being worked on, whatever the number of workers
+_KEPT_BYTES = 64 << 20  # of memory that the process holds beside blocks
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """How a plan is run; the bytes depend on `nan_policy` and `importance` only.
+
+    jobs: workers, None for one per core. max_memory: bound of the process's memory in bytes. nan_policy:
+    "zero" writes 0 for NaN and Inf and counts them in `replaced`, "refuse" raises.
+    """
+
+    jobs: int | None = None
+    max_memory: int | None = None
+    nan_policy: NanPolicy = "refuse"
+    importance: Mapping[str, Tensor] = field(default_factory=dict)
+    replaced: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.jobs is not None and self.jobs < 1:
+            raise UsageError(f"{self.jobs} jobs cannot work")
+        known = get_args(NanPolicy)
+        if self.nan_policy not in known:
+            raise UsageError(f"unknown NaN policy {self.nan_policy!r}", hint=nearest(self.nan_policy, known))
+
+    def flight_bytes(self) -> int:
+        """Of source, float32 and packed blocks that may be in memory at once."""
+        if self.max_memory is None:
+            return _FLIGHT_BYTES
+        return max(self.max_memory - held_bytes(), 0)
 
 
 @dataclass(frozen=True, slots=True)
 class _Task:
     """Rows of one source tensor on their way to rows of one layer; rows None: the whole tensor at once."""
 
+    number: int
     tensor: PlannedTensor
     part: int
     rows: slice | None
+    last: bool
+
+    @property
+    def elements(self) -> int:
+        """Weights it packs."""
+        shape = self.tensor.layer.shape
+        if self.rows is None:
+            return math.prod(shape)
+        size: int = shape[0] if len(self.tensor.sources) == 1 else shape[0] * shape[1]
+        rows: int = self.rows.stop - self.rows.start
+        return math.prod(shape) // max(1, size) * rows
+
+    @property
+    def cost(self) -> int:
+        """Bytes in memory while it runs: source block, float32 copy, packed block."""
+        layer = self.tensor.layer
+        made: int = layer.layout.nbytes(layer.shape) * self.elements // max(1, math.prod(layer.shape))
+        return _source_bytes(self.tensor, self.elements) + 4 * self.elements + made
+
+    @property
+    def first_row(self) -> int:
+        """Among the rows of all experts of the layer."""
+        inner = math.prod(self.tensor.layer.shape[1:-1])
+        start: int = 0 if self.rows is None else self.rows.start
+        return self.part * inner + start if len(self.tensor.sources) > 1 else start * inner
+
+
+def check_memory(plan: Plan, options: RunOptions) -> None:
+    """Raise UsageError naming the tensor whose work does not fit `max_memory`."""
+    if options.max_memory is None:
+        return
+    free = options.flight_bytes()
+    largest = max(_tasks(plan), key=lambda task: task.cost, default=None)
+    if largest is not None and largest.cost > free:
+        need = held_bytes() + largest.cost
+        raise UsageError(
+            f"needs {largest.cost / 1e6:.0f} MB to be packed, of {free / 1e6:.0f} MB that are left",
+            tensor=f"{largest.tensor.layer.key}.weight",
+            hint=f"--max-memory {math.ceil(need / 1e6)}MB is the least.",
+        )
 
 
 def run_plan(
     plan: Plan,
     source: WeightSource,
     out: OutputWriter,
-    jobs: int | None = None,
-    importance: Mapping[str, Tensor] | None = None,
+    options: RunOptions | None = None,
     progress: Progress | None = None,
+    journal: Journal | None = None,
+    stem: str = "",
 ) -> None:
-    """Quantize every planned tensor into `out`. The result does not depend on `jobs` (None: one per core).
+    """Quantize every planned tensor into `out`. The result does not depend on the number of workers.
 
-    Raises ValueDomainError naming tensor, row and column of a NaN or Inf. The first failure stops the others.
+    journal: of finished tasks, by the output's `stem`; those of an earlier run are not done again. Raises
+    ValueDomainError naming tensor, row and column of a NaN or Inf. The first failure stops the others.
     """
     import torch
 
-    jobs = jobs or os.cpu_count() or 1
-    if jobs < 1:
-        raise UsageError(f"{jobs} jobs cannot work")
-    stats = importance or {}
-    meter = _Meter(plan, progress)
+    options = options or RunOptions()
+    journal = journal or Journal(None)
+    jobs = options.jobs or os.cpu_count() or 1
+    done = journal.done(stem) if out.found else set()
+    run = _Run(source, out, options, _Meter(plan, progress), journal)
+    budget, flying, pending = options.flight_bytes(), 0, dict[Future[None], int]()
     threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(jobs, "quantry-isq", torch.set_num_threads, (1,))  # rows are the parallelism
-    pending: set[Future[None]] = set()
     try:
-        for task in _tasks(plan):
-            if len(pending) >= 2 * jobs:
-                pending = _drain(pending)
-            pending.add(pool.submit(_run, task, source, out, stats, meter))
-        while pending:
-            pending = _drain(pending)
+        with journal.recording(stem, out.sync):
+            for task in _tasks(plan):
+                if task.number in done:
+                    run.skip(task)
+                    continue
+                while pending and (len(pending) > jobs or flying + task.cost > budget):
+                    flying -= _drain(pending)
+                flying += task.cost
+                pending[pool.submit(run.work, task)] = task.cost
+            while pending:
+                _drain(pending)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
         torch.set_num_threads(threads)
@@ -104,6 +190,24 @@ def check_finite(weight: Tensor, first_row: int = 0, name: str | None = None) ->
     )
 
 
+def packed(
+    quantizer: Quantizer,
+    weight: Tensor,
+    layout: Layout,
+    stats: Tensor | None = None,
+    first_row: int = 0,
+    name: str | None = None,
+) -> QuantizedTensor:
+    """What the quantizer makes of a weight. Raises ValueDomainError as `check_finite` does."""
+    try:
+        if not isinstance(quantizer, RowQuantizer):  # which checks as it reads
+            check_finite(weight, first_row, name)
+        return quantizer.quantize(weight.detach(), layout, stats)
+    except ValueDomainError:
+        check_finite(weight, first_row, name)  # says where in the tensor, not in the block
+        raise
+
+
 def importance_of(
     stats: Mapping[str, Tensor], quantizer: Quantizer, name: str, shape: Shape
 ) -> Tensor | None:
@@ -122,23 +226,40 @@ def importance_of(
     return found
 
 
-def _drain(pending: set[Future[None]]) -> set[Future[None]]:
-    done, rest = wait(pending, return_when=FIRST_COMPLETED)
+def replace_nan(weight: Tensor) -> tuple[Tensor, int]:
+    """The weight with 0 for NaN and Inf, and how many there were; the tensor itself where there are none."""
+    import torch
+
+    finite = torch.isfinite(weight)
+    count = int((~finite).sum())
+    return (weight, 0) if count == 0 else (torch.where(finite, weight, 0), count)
+
+
+def _drain(pending: dict[Future[None], int]) -> int:
+    """Wait for a task to end; the bytes of those that have."""
+    done, _ = wait(pending, return_when=FIRST_COMPLETED)
+    freed = 0
     for future in done:
+        freed += pending.pop(future)
         future.result()
-    return rest
+    return freed
 
 
 def _tasks(plan: Plan) -> Iterator[_Task]:
+    number = 0
     for tensor in plan.tensors:
         block = _block_rows(tensor)
-        for part in range(len(tensor.sources)):
-            if block is None:
-                if part == 0:
-                    yield _Task(tensor, 0, None)
-                continue
-            shape = tensor.layer.shape if len(tensor.sources) == 1 else tensor.layer.shape[1:]
-            yield from (_Task(tensor, part, rows) for rows in _slices(shape[0], block))
+        if block is None:
+            yield _Task(number, tensor, 0, None, True)
+            number += 1
+            continue
+        parts = len(tensor.sources)
+        shape = tensor.layer.shape if parts == 1 else tensor.layer.shape[1:]
+        for part in range(parts):
+            for rows in _slices(shape[0], block):
+                last = part == parts - 1 and rows.stop == shape[0]
+                yield _Task(number, tensor, part, rows, last)
+                number += 1
 
 
 def _block_rows(tensor: PlannedTensor) -> int | None:
@@ -156,40 +277,66 @@ def _slices(size: int, step: int) -> Iterator[slice]:
     return (slice(start, min(start + step, size)) for start in range(0, size, step))
 
 
-def _run(
-    task: _Task, source: WeightSource, out: OutputWriter, stats: Mapping[str, Tensor], meter: _Meter
-) -> None:
-    layer, name = task.tensor.layer, task.tensor.sources[task.part]
-    try:
+class _Run:
+    """What the workers share."""
+
+    def __init__(
+        self, source: WeightSource, out: OutputWriter, options: RunOptions, meter: _Meter, journal: Journal
+    ) -> None:
+        self._source, self._out, self._options = source, out, options
+        self._meter, self._journal = meter, journal
+        self._lock = threading.Lock()
+
+    def work(self, task: _Task) -> None:
+        """Read, pack and write one block."""
+        layer, name = task.tensor.layer, task.tensor.sources[task.part]
+        try:
+            if task.rows is None:
+                whole = _stack([self._source.load(n) for n in task.tensor.sources], layer.shape)
+                self._out.write_layer(layer.key, self._packed(task, whole, 0))
+            else:
+                self._facts(task)
+                block = self._source.load(name, task.rows)
+                self._out.write_rows(layer.key, self._packed(task, block, task.first_row), task.first_row)
+        except QuantryError as e:
+            e.tensor = e.tensor or name
+            raise
+        self._journal.add(task.number)
+        self._meter.advance(task)
+
+    def skip(self, task: _Task) -> None:
+        """Count a block that an earlier run wrote."""
+        layer = task.tensor.layer
         if task.rows is None:
-            whole = _stack([source.load(n) for n in task.tensor.sources], layer.shape)
-            out.write_layer(layer.key, _packed(task, whole, stats, 0))
+            self._out.mark_layer(layer.key)
         else:
-            first = task.part * math.prod(layer.shape[1:-1]) if len(task.tensor.sources) > 1 else 0
-            first += task.rows.start * (math.prod(layer.shape[1:-1]) if len(task.tensor.sources) == 1 else 1)
-            if task.part == 0 and task.rows.start == 0:
-                out.write_facts(layer.key)
-            block = source.load(name, task.rows)
-            out.write_rows(layer.key, _packed(task, block, stats, first), first)
-    except QuantryError as e:
-        e.tensor = e.tensor or name
-        raise
-    meter.advance(task)
+            self._facts(task)
+            rows = (task.rows.stop - task.rows.start) * (
+                math.prod(layer.shape[1:-1]) if len(task.tensor.sources) == 1 else 1
+            )
+            self._out.mark_rows(layer.key, task.first_row, rows)
+        self._meter.advance(task)
 
+    def _facts(self, task: _Task) -> None:
+        if task.part == 0 and task.rows is not None and task.rows.start == 0:
+            self._out.write_facts(task.tensor.layer.key)
 
-def _packed(
-    task: _Task, block: QuantizedTensor, stats: Mapping[str, Tensor], first_row: int
-) -> QuantizedTensor:
-    quantizer, layer = task.tensor.quantizer, task.tensor.layer
-    if quantizer is None:
-        return block
-    weight = block.buffers["weight"] if isinstance(block.layout, Dense) else block.dequantize()
-    check_finite(weight, first_row, f"{layer.key}.weight")
-    importance = importance_of(stats, quantizer, f"{layer.key}.weight", layer.shape)
-    if importance is not None and importance.dim() == 2 and task.rows is not None:
-        expert = task.part if len(task.tensor.sources) > 1 else task.rows.start
-        importance = importance[expert] if weight.dim() == 2 else importance[expert : expert + 1]
-    return quantizer.quantize(weight, layer.layout, importance)
+    def _packed(self, task: _Task, block: QuantizedTensor, first_row: int) -> QuantizedTensor:
+        quantizer, layer = task.tensor.quantizer, task.tensor.layer
+        if quantizer is None:
+            return block
+        name = f"{layer.key}.weight"
+        weight = block.buffers["weight"] if isinstance(block.layout, Dense) else block.dequantize()
+        if self._options.nan_policy == "zero":
+            weight, count = replace_nan(weight)
+            if count:
+                with self._lock:
+                    self._options.replaced[name] = self._options.replaced.get(name, 0) + count
+        importance = importance_of(self._options.importance, quantizer, name, layer.shape)
+        if importance is not None and importance.dim() == 2 and task.rows is not None:
+            expert = task.part if len(task.tensor.sources) > 1 else task.rows.start
+            importance = importance[expert] if weight.dim() == 2 else importance[expert : expert + 1]
+        return packed(quantizer, weight, layer.layout, importance, first_row, name)
 
 
 def _stack(parts: list[QuantizedTensor], shape: Shape) -> QuantizedTensor:
@@ -202,26 +349,32 @@ def _stack(parts: list[QuantizedTensor], shape: Shape) -> QuantizedTensor:
 
 
 class _Meter:
-    """Counts source bytes, and tells."""
+    """Counts source bytes and finished tensors, and tells."""
 
     def __init__(self, plan: Plan, progress: Progress | None) -> None:
         self._progress = progress
         self._lock = threading.Lock()
-        self._done = 0
+        self._done = self._tensors = 0
         self._total = sum(_source_bytes(t, math.prod(t.layer.shape)) for t in plan.tensors)
 
     def advance(self, task: _Task) -> None:
-        shape = task.tensor.layer.shape
-        count = math.prod(shape)
-        if task.rows is not None:
-            size = shape[0] if len(task.tensor.sources) == 1 else shape[0] * shape[1]
-            count = count // max(1, size) * (task.rows.stop - task.rows.start)
         with self._lock:
-            self._done += _source_bytes(task.tensor, count)
+            self._done += _source_bytes(task.tensor, task.elements)
+            self._tensors += task.last
             if self._progress is not None:
-                self._progress(self._done, self._total, task.tensor.layer.key)
+                self._progress(self._done, self._total, task.tensor.layer.key, self._tensors)
 
 
 def _source_bytes(tensor: PlannedTensor, count: int) -> int:
     layout = tensor.source_layout
     return count * ITEM_BYTES[layout.dtype] if isinstance(layout, Dense) else count
+
+
+def held_bytes() -> int:
+    """What the process has in memory now and needs beside blocks; only that where the system does not say."""
+    try:
+        with Path("/proc/self/status").open(encoding="utf-8") as f:
+            lines = dict(line.split(":", 1) for line in f)
+        return int(lines["VmRSS"].split()[0]) * 1024 + _KEPT_BYTES
+    except (OSError, KeyError, ValueError):
+        return _KEPT_BYTES

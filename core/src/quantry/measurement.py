@@ -52,12 +52,14 @@ def measure(
     *,
     seconds: float = MODEL_SECONDS,
     rows: int | None = None,
+    alone: bool = False,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Measured:
     """Time what is not known yet about these uses, keep it in memory and on disk.
 
     Only problems that more than one kernel can run are timed, decoding (few rows) of every weight first.
-    seconds: budget of the whole call; one problem takes about 50 ms. rows: only this row count. A kernel that
+    seconds: budget of the whole call; one problem takes about 50 ms. rows: only this row count. alone: time a
+    kernel that has no rival too, to compare layouts. A kernel that
     raises is disqualified for the problem, with its error as the reason. Does nothing under a compiler,
     tracer, profiler or graph capture.
     """
@@ -69,7 +71,7 @@ def measure(
             if _watched(info):
                 continue
             timings, stage = timings_of(info), Stage(use.device, use.policy, cold, clock)
-            for entrants in _contests(use, info, cold, rows, timings):
+            for entrants in _contests(use, info, cold, rows, timings, 1 if alone else 2):
                 if clock() - start >= seconds:
                     left += 1
                     continue
@@ -86,7 +88,7 @@ def _watched(info: DeviceInfo) -> bool:
 
 
 def _contests(
-    use: WeightUse, info: DeviceInfo, cold: bool, rows: int | None, timings: Timings
+    use: WeightUse, info: DeviceInfo, cold: bool, rows: int | None, timings: Timings, least: int
 ) -> list[list[Entrant]]:
     """The kernels that compete for each op and row bucket, over all storages, where a time is missing."""
     found = []
@@ -98,6 +100,6 @@ def _contests(
             )
             entrants += [Entrant(kernel, problem) for kernel, problem, reason in candidates if reason is None]
         known = all(timings.time_us(*e) is not None for e in entrants)
-        if len(entrants) > 1 and not known and (entrants[0].problem.rows <= _COLD_ROWS) == cold:
+        if len(entrants) >= least and not known and (entrants[0].problem.rows <= _COLD_ROWS) == cold:
             found.append(entrants)
     return found

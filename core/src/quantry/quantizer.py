@@ -34,7 +34,7 @@ class Quantizer(ABC):
     priority: ClassVar[int] = 0
     """Order among quantizers of one width that are as fast and as accurate: higher first."""
     expected_error: ClassVar[float | None] = None
-    """RMS of (weight - dequantized) over RMS of the weight, for independent normal weights; the kit measures it."""
+    """RMS of (weight - dequantized) over that of the weight, for normal weights; the kit measures it."""
     native_on: ClassVar[tuple[str, ...]] = ("cpu",)
     """Device types this type was made for: what a width means for a device that is not at hand."""
 

@@ -21,6 +21,7 @@ except ImportError:  # not POSIX: folders of killed processes stay until someone
 __all__ = ["StagedFolder"]
 
 _LOCK, _JOURNAL, _PAYLOAD, _BACKUP = "lock", "journal.json", "payload", "backup"
+_KEY, _NOTES = "key", "notes"
 
 
 class StagedFolder:
@@ -28,25 +29,43 @@ class StagedFolder:
 
     A target that does not exist appears by one rename. In an existing one each old file is moved to a backup
     first; a failure moves them back, and what a killed process left is undone by the next one that writes
-    there.
+    there. key: of the work; what a killed process had done of equal work is taken over (`resumed`), with the
+    payload as it left it and whatever stands in `notes`.
     """
 
-    def __init__(self, target: Path) -> None:
+    def __init__(self, target: Path, key: str | None = None) -> None:
         target = target.resolve()
         self.target = target
+        self.resumed = False
         self._made: list[Path] = []
         with os_errors(target):
             for folder in (target, target.parent):
-                if folder.is_dir():
-                    _undo_abandoned(folder, target)
-            parent = target if target.is_dir() else target.parent
-            self._make_parents(parent)
-            self._staging = parent / temporary_name(target.name)
-            self._staging.mkdir()
-            self._lock = _locked(self._staging)
-            self.payload = self._staging / _PAYLOAD
-            self.payload.mkdir()
-            (self._staging / _BACKUP).mkdir()
+                if folder.is_dir() and not self.resumed:
+                    self._take_over(folder, key)
+            if not self.resumed:
+                self._begin(target if target.is_dir() else target.parent, key)
+        self.payload = self._staging / _PAYLOAD
+        self.notes = self._staging / _NOTES
+
+    _lock: int | None
+
+    def _take_over(self, folder: Path, key: str | None) -> None:
+        found = _undo_abandoned(folder, self.target, key)
+        if found is not None:
+            self._staging, self._lock = found
+            self.resumed = True
+            for torn in (self._staging / _PAYLOAD).glob(".quantry-*.tmp"):
+                torn.unlink()
+
+    def _begin(self, parent: Path, key: str | None) -> None:
+        self._make_parents(parent)
+        self._staging = parent / temporary_name(self.target.name)
+        self._staging.mkdir()
+        self._lock = _locked(self._staging)
+        (self._staging / _PAYLOAD).mkdir()
+        (self._staging / _BACKUP).mkdir()
+        if key is not None:
+            (self._staging / _KEY).write_text(key, encoding="utf-8")
 
     def __enter__(self) -> StagedFolder:
         return self
@@ -108,19 +127,33 @@ def _locked(staging: Path) -> int | None:
     return fd
 
 
-def _undo_abandoned(folder: Path, target: Path) -> None:
-    """Roll back and remove the staging folders of processes that died."""
+def _undo_abandoned(folder: Path, target: Path, key: str | None) -> tuple[Path, int] | None:
+    """Roll back and remove the staging folders of processes that died; one of this key is given, locked."""
+    kept: tuple[Path, int] | None = None
     for staging in folder.glob(f".quantry-*-{glob.escape(target.name[:64])}.tmp"):
         if not staging.is_dir() or not (staging / _LOCK).exists():
             continue
         lock = _locked(staging)
         if lock is None:
             continue  # its process lives
+        if kept is None and key is not None and _was_doing(staging, key):
+            kept = staging, lock
+            continue
         try:
             _roll_back(staging, target)
             shutil.rmtree(staging, ignore_errors=True)
         finally:
             os.close(lock)
+    return kept
+
+
+def _was_doing(staging: Path, key: str) -> bool:
+    """Whether a folder holds equal work that had not begun to be published."""
+    try:
+        found = (staging / _KEY).read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return found == key and not (staging / _JOURNAL).exists() and (staging / _PAYLOAD).is_dir()
 
 
 def _write_journal(staging: Path, names: dict[str, list[str]]) -> None:

@@ -81,25 +81,36 @@ class StreamWriter:
     `write` may be called in any order and from several threads; every byte must be written exactly once. The
     file appears under its name only when it is whole; after any exception nothing is left behind. Raises
     QuantryError when the disk is full or the target cannot be written, UsageError when bytes are missing.
+
+    resume: in a folder of its own, keep what an earlier writer of the same specs left there; `found` tells
+    whether there was something, and `mark` counts its bytes as written.
     """
 
     def __init__(
-        self, path: Path, specs: Mapping[str, BufferSpec], metadata: Mapping[str, str] | None = None
+        self,
+        path: Path,
+        specs: Mapping[str, BufferSpec],
+        metadata: Mapping[str, str] | None = None,
+        resume: bool = False,
     ) -> None:
         self.path = path
         self._specs = dict(specs)
         head, self._offsets = header_bytes(self._specs, metadata)
         self._spans: dict[str, list[tuple[int, int]]] = {name: [] for name in self._specs}
         self._lock = threading.Lock()
-        self._temporary = path.with_name(temporary_name(path.name))
+        self._temporary = path.with_name(f"{path.name}.part" if resume else temporary_name(path.name))
         self._size = len(head) + sum(spec.nbytes for spec in self._specs.values())
         with os_errors(path):
-            self._fd = os.open(
-                self._temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666
-            )
+            if resume and path.exists():  # it was complete; others of its output were not
+                path.replace(self._temporary)
+            self.found = resume and self._temporary.exists() and self._temporary.stat().st_size == self._size
+            once = 0 if resume else os.O_EXCL
+            flags = os.O_WRONLY | os.O_CREAT | once | getattr(os, "O_BINARY", 0)
+            self._fd = os.open(self._temporary, flags, 0o666)
         try:
             with os_errors(path):
-                _reserve(self._fd, self._size)
+                if not self.found:
+                    _reserve(self._fd, self._size)
                 _write_at(self._fd, memoryview(head), 0)
         except BaseException:
             self.abort()
@@ -139,6 +150,16 @@ class StreamWriter:
         del keep  # the payload points into it
         with self._lock:
             self._spans[name].append((offset, end))
+
+    def mark(self, name: str, start: int, end: int) -> None:
+        """Count bytes of a tensor as written: an earlier writer did it."""
+        with self._lock:
+            self._spans[name].append((start, end))
+
+    def sync(self) -> None:
+        """Flush what was written to the disk."""
+        with os_errors(self.path):
+            os.fsync(self._fd)
 
     def close(self) -> None:
         """Check that every byte was written once, flush to the disk, and give the file its name."""

@@ -15,6 +15,7 @@ from quantry.errors import DuplicateTensor, ShapeError, UsageError
 from quantry.layout import BufferSpec, Layout, Shape
 from quantry.stream import StreamWriter
 from quantry.tensor import QuantizedTensor
+from quantry.uqff_extension import ANY_FAMILY, EXTENSION_TAG, extension_metadata
 from quantry.uqff_report import LayerReport, OutputReport
 from quantry.uqff_shards import VERSION, VERSION_KEYS
 
@@ -74,9 +75,10 @@ def plan_layer(
     resolved: str | None = None,
     reason: str | None = None,
     family: str | None = None,
+    extension: bool = True,
 ) -> PlannedLayer:
-    """How a weight of this layout is stored. family: as `codec_for`. Raises ShapeError when no tag fits."""
-    codec = codec_for(layout, shape, f"{key}.weight", family)
+    """How a weight of this layout is stored. family, extension: as `codec_for`, whose errors it raises."""
+    codec = codec_for(layout, shape, f"{key}.weight", family, extension)
     if bias is not None:
         bias = BufferSpec(_BIAS_DTYPE.get(codec.tag, bias.dtype), bias.shape)
         if bias.shape != shape[:-1]:
@@ -84,40 +86,53 @@ def plan_layer(
                 f"bias has shape {list(bias.shape)}, the weight needs {list(shape[:-1])}",
                 tensor=f"{key}.bias",
             )
-    report = LayerReport(key, codec.label(layout), shape, default, resolved, reason)
+    extended = codec.tag == EXTENSION_TAG
+    report = LayerReport(key, codec.label(layout), shape, default, resolved, reason, extended)
     return PlannedLayer(key, codec, layout, shape, bias, report)
 
 
-def codec_for(layout: Layout, shape: Shape, name: str, family: str | None = None) -> UqffCodec:
+def codec_for(
+    layout: Layout, shape: Shape, name: str, family: str | None = None, extension: bool = True
+) -> UqffCodec:
     """The tag that stores `layout`. Raises ShapeError with every reason when there is none.
 
     family: of the layout that this one is the fallback for; its codec comes first. Where a ggml type does not
     fit, mistral.rs keeps the plain weight under the ggml tag, which runs with activations of any type.
+    extension: permit Quantry's own tag, which mistral.rs refuses, where no other fits.
     """
     from quantry.plugins import registry
 
     reasons = []
-    for wanted in dict.fromkeys((family or layout.family, layout.family)):
-        for codec in (c for c in registry().codecs if c.family == wanted):
+    wanted = [family or layout.family, layout.family, *([ANY_FAMILY] if extension else [])]
+    for kind in dict.fromkeys(wanted):
+        for codec in (c for c in registry().codecs if c.family == kind):
             reason = codec.why_not(layout, shape)
             if reason is None:
                 return codec
             reasons.append(reason)
+    hint = "Store it as a type that UQFF knows, or save the checkpoint in its own format."
+    if not extension:
+        hint = "Quantize it anew to a type that UQFF knows (portable='q8_0', --portable=q8_0), or permit"
+        hint += " Quantry's extension, which mistral.rs refuses (portable=False)."
     raise ShapeError(
         f"UQFF cannot store {layout}: {'; '.join(reasons) or 'no installed plugin has a tag for it'}",
         tensor=name,
-        hint="Store it as a type that UQFF knows, or save the checkpoint in its own format.",
+        hint=hint,
     )
 
 
-def metadata() -> dict[str, str]:
-    """`__metadata__` of every file; `uqff verify` of mistral.rs asks for the producer."""
+def metadata(layers: Iterable[PlannedLayer] = ()) -> dict[str, str]:
+    """`__metadata__` of every file; `uqff verify` of mistral.rs asks for the producer.
+
+    layers: of the output; those in the extension are announced.
+    """
     from quantry import __version__
 
     return {
         "uqff.producer": "quantry",
         "uqff.producer.quantry.version": __version__,
         "uqff.version": VERSION_TEXT,
+        **extension_metadata(layer.layout for layer in layers if layer.codec.tag == EXTENSION_TAG),
     }
 
 
@@ -155,6 +170,7 @@ class OutputWriter:
         quant: str,
         layers: Sequence[PlannedLayer],
         shard_bytes: int = SHARD_BYTES,
+        resume: bool = False,
     ) -> None:
         self.layers = {layer.key: layer for layer in layers}
         shards = plan_shards(layers, shard_bytes)
@@ -165,7 +181,7 @@ class OutputWriter:
         self._writer_of: dict[str, StreamWriter] = {}
         try:
             for name, specs in zip(names, shards, strict=True):
-                self._writers.append(StreamWriter(folder / name, specs, metadata()))
+                self._writers.append(StreamWriter(folder / name, specs, metadata(layers), resume))
                 self._writer_of |= dict.fromkeys(specs, self._writers[-1])
             for key, number in zip(VERSION_KEYS, VERSION, strict=True):
                 self._write(key, number.to_bytes(4, "little"))
@@ -203,6 +219,31 @@ class OutputWriter:
             if suffix in row_entries(layer):
                 self._write(f"{key}.weight{suffix}", tensor, whole[suffix].nbytes // rows * first_row)
 
+    @property
+    def found(self) -> bool:
+        """Whether an earlier writer left all shards, so that `mark_layer` and `mark_rows` may be believed."""
+        return all(writer.found for writer in self._writers)
+
+    def mark_layer(self, key: str) -> None:
+        """An earlier writer wrote a layer's whole weight."""
+        layer = self.layers[key]
+        for suffix, spec in layer.codec.entries(layer.layout, layer.shape).items():
+            self._writer_of[f"{key}.weight{suffix}"].mark(f"{key}.weight{suffix}", 0, spec.nbytes)
+
+    def mark_rows(self, key: str, first_row: int, count: int) -> None:
+        """An earlier writer wrote these rows of a layer."""
+        layer = self.layers[key]
+        whole = layer.codec.entries(layer.layout, layer.shape)
+        rows = math.prod(layer.shape[:-1])
+        for suffix in row_entries(layer):
+            name, row = f"{key}.weight{suffix}", whole[suffix].nbytes // rows
+            self._writer_of[name].mark(name, row * first_row, row * (first_row + count))
+
+    def sync(self) -> None:
+        """Flush what was written to the disk."""
+        for writer in self._writers:
+            writer.sync()
+
     def write_bias(self, key: str, bias: Tensor) -> None:
         """A layer's bias, cast to the type its tag keeps."""
         spec = self.layers[key].bias
@@ -232,11 +273,19 @@ def is_row_wise(layer: PlannedLayer) -> bool:
     """Whether blocks of rows can be written alone: each entry grows as the rows do, or is a known fact."""
     if math.prod(layer.shape[:-1]) < 2 or layer.layout.why_not(_one_row(layer.shape)) is not None:
         return False
+    if layer.layout.step(-2) != 1 or not _rows_lead(layer):
+        return False
     whole = layer.codec.entries(layer.layout, layer.shape)
     row = layer.codec.entries(layer.layout, _one_row(layer.shape))
     scaled = row_entries(layer)
     proportional = all(row[s].nbytes * math.prod(layer.shape[:-1]) == whole[s].nbytes for s in scaled)
     return proportional and set(whole) == scaled | set(facts_of(layer))
+
+
+def _rows_lead(layer: PlannedLayer) -> bool:
+    """Whether every buffer has the rows in front: then those of neighbouring rows are neighbours."""
+    rows = layer.shape[:-1]
+    return all(spec.shape[: len(rows)] == rows for spec in layer.layout.buffers(layer.shape).values())
 
 
 def row_entries(layer: PlannedLayer) -> frozenset[str]:

@@ -7,7 +7,7 @@ from typing import Literal
 import click
 
 from quantry.cli.show import json_option, print_json
-from quantry.cli.tables import print_explanation
+from quantry.cli.tables import print_explanation, print_type_choice
 
 __all__ = ["command"]
 
@@ -17,6 +17,7 @@ Examples:
   quantry explain model.gguf --tensor blk.0.ffn_down.weight --batch 64
   quantry explain model.gguf --device cuda --numerics fast --json
   quantry explain model.gguf --forget --measure --seconds 20
+  quantry explain --isq 4                  which type 4 bits stand for here, and why
 
 \b
 Times are kept for each device in the user's cache folder, or in QUANTRY_CACHE_DIR. QUANTRY_MEASURE says for
@@ -29,7 +30,13 @@ _MEASURE: dict[bool | None, Literal["on", "off"] | None] = {True: "on", False: "
 
 
 @click.command("explain", short_help="Which kernel runs each weight, and why.", epilog=_EXAMPLES)
-@click.argument("model")
+@click.argument("model", required=False)
+@click.option(
+    "--isq",
+    type=click.IntRange(2, 8),
+    metavar="WIDTH",
+    help="Instead of a model: the ISQ type that a width of 2 to 8 bits stands for on the device.",
+)
 @click.option("--tensor", help="Only this tensor.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, mps, …")
 @click.option(
@@ -50,7 +57,8 @@ _MEASURE: dict[bool | None, Literal["on", "off"] | None] = {True: "on", False: "
 @click.option("--all", "each", is_flag=True, help="One row per tensor instead of one per distinct weight.")
 @json_option
 def command(
-    model: str,
+    model: str | None,
+    isq: int | None,
     tensor: str | None,
     device: str,
     batch: int,
@@ -65,6 +73,8 @@ def command(
 ) -> None:
     """Which kernel runs each weight of MODEL on a device, and the reason of every candidate that does not.
 
+    Or, with --isq WIDTH, which type a width stands for.
+
     Weights of equal layout, shape and use are shown once, with their number; --all shows each.
     """
     import quantry
@@ -73,6 +83,19 @@ def command(
     if forget:
         quantry.forget_times(device)
     mode = None if numerics is None else check_numerics(numerics)
+    if (model is None) == (isq is None):
+        raise click.UsageError("name a MODEL, or a width with --isq")
+    if isq is not None:
+        from quantry.isq_types import choose_type
+
+        with quantry.use(numerics=mode, measure=_MEASURE[measure]):
+            choice = choose_type(isq, device, measure=measure is not False)
+        if as_json:
+            print_json(choice.as_json())
+        else:
+            print_type_choice(choice)
+        return
+    assert model is not None  # checked above
     with quantry.use(reference="allow" if reference else None, measure=_MEASURE[measure]):
         found = quantry.explain(
             model, device, batch, tensor=tensor, dtype=dtype, numerics=mode, seconds=seconds

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from quantry.cli.show import json_option, print_json, progress
+from quantry.cli.show import json_option, parse_size, print_json, progress
 from quantry.cli.tables import print_isq
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from quantry.isq_plan import Organization
+    from quantry.isq_run import NanPolicy
 
 __all__ = ["command"]
 
@@ -45,6 +46,14 @@ Examples:
     type=click.IntRange(min=1),
     help="Workers; one per core by default. The bytes do not depend on it.",
 )
+@click.option("--max-memory", metavar="SIZE", help="Bound of the process's memory: 800MB, 2GB.")
+@click.option(
+    "--nan-policy",
+    type=click.Choice(["refuse", "zero"]),
+    default="refuse",
+    show_default=True,
+    help="NaN and Inf among the weights: refuse, naming the first, or write 0 and count them.",
+)
 @click.option("--device", default="cpu", show_default=True, help="Where a width such as 4 is to run later.")
 @click.option(
     "--requantize", is_flag=True, help="Take weights that are packed already, losing precision twice."
@@ -54,19 +63,24 @@ Examples:
 def command(
     model: str, more: tuple[str, ...], out: str, isq: tuple[str, ...], imatrix: str | None,
     topology: str | None, organization: Organization, include: tuple[str, ...], exclude: tuple[str, ...],
-    jobs: int | None, device: str, requantize: bool, dry_run: bool, as_json: bool,
+    jobs: int | None, max_memory: str | None, nan_policy: NanPolicy, device: str, requantize: bool,
+    dry_run: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    """Quantize MODEL to UQFF, tensor block by tensor block: memory does not grow with the model."""
+    """Quantize MODEL to UQFF, tensor block by tensor block: memory does not grow with the model.
+
+    An interrupted run leaves the old output or none; the same command goes on where it was.
+    """
     from quantry.isq import quantize_checkpoint
     from quantry.isq_plan import Selection
 
     types = [name for text in (*isq, *more) for name in text.split(",") if name]
     selection = Selection.of(include, exclude, organization, topology)
     importance = None if imatrix is None else _importance(imatrix)
-    with progress("quantize") as tick:
+    with progress("quantize", sizes=True) as tick:
         done = quantize_checkpoint(
-            model, out, types, importance=importance, selection=selection, jobs=jobs, device=device,
-            requantize=requantize, dry_run=dry_run, progress=tick,
+            model, out, types, importance=importance, selection=selection, jobs=jobs,
+            max_memory=None if max_memory is None else parse_size(max_memory), nan_policy=nan_policy,
+            device=device, requantize=requantize, dry_run=dry_run, progress=tick,
         )  # fmt: skip
     if as_json:
         print_json(done.as_json())

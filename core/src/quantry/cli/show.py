@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["count_text", "json_option", "print_json", "print_table", "progress", "size_text", "stdout"]
+__all__ = [
+    "count_text", "json_option", "parse_size", "print_json", "print_table", "progress", "size_text", "stdout",
+]  # fmt: skip
 
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kKmMgGtT])(i)?)?[bB]?")
 _PIPE_WIDTH = 10_000  # nothing is cut or wrapped where no terminal sets a width
 
 json_option = click.option(
@@ -81,15 +86,45 @@ def _scaled(value: float, units: Sequence[str]) -> str:
     return f"{value:.0f} {units[0]}" if power == 0 else f"{value:.1f} {units[power]}"
 
 
+def parse_size(text: str) -> int:
+    """Bytes of "800MB", "2 GB", "1.5G", "512MiB" or a plain number; powers of 1000, with an i of 1024.
+
+    Raises UsageError for anything else.
+    """
+    from quantry.errors import UsageError
+
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise UsageError(f"{text!r} is no size", hint="Write it as 800MB or 2GB.")
+    power = " kmgt".index((match[2] or " ").lower())
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
+
+
+class Tick(Protocol):
+    """Told how much is done, of how much, of what; and how many tensors are whole."""
+
+    def __call__(self, done: float, total: float, name: str, tensors: int = 0, /) -> None: ...
+
+
 @contextlib.contextmanager
-def progress(what: str) -> Iterator[Callable[[float, float, str], None]]:
-    """A bar on stderr, shown on a terminal only; call it with (done, total, of what)."""
+def progress(what: str, sizes: bool = False) -> Iterator[Tick]:
+    """A bar on stderr, shown on a terminal only. sizes: what is counted are bytes of tensors."""
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
     console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total, name: bar.update(
-            task, completed=done, total=total, description=f"{what} {name}"
-        )
+    columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%")]
+    if sizes:
+        columns += [TransferSpeedColumn(), TextColumn("{task.fields[rate]:.1f} tensors/s")]
+    shown = Progress(
+        *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
+    )
+    start = time.perf_counter()
+    with shown as bar:
+        task = bar.add_task(what, total=None, rate=0.0)
+
+        def tick(done: float, total: float, name: str, tensors: int = 0, /) -> None:
+            rate = tensors / max(time.perf_counter() - start, 1e-9)
+            bar.update(task, completed=done, total=total, description=f"{what} {name}", rate=rate)
+
+        yield tick

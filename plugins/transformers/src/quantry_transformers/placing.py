@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from quantry import FormatError, PackedModule, QuantizedTensor, dtype_name, explain, quantize_model, use
+from quantry import FormatError, QuantizedTensor, dtype_name, explain, pack_layer, use
 
 __all__ = ["Placing"]
 
@@ -34,7 +35,9 @@ class Placing:
         A dense weight narrower than the compute dtype stays so where a kernel reads it; else it is cast.
         """
         if qt.layout.family == "dense" and self.isq is not None:
-            qt = _quantized(name, qt, ops, self.isq)
+            role: Literal["embedding"] | None = "embedding" if "embedding" in ops else None
+            packed = pack_layer(name, qt.buffers["weight"], self.isq, role)
+            qt = qt if isinstance(packed, str) else packed
         if qt.layout.family == "dense" and not self._stays_narrow(qt, ops):
             return self.dense(name, qt)
         return qt if self.device == "cpu" else qt.to(self.device)
@@ -47,19 +50,3 @@ class Placing:
         with use(reference="deny"):
             found = explain(qt, self.device, dtype=dtype_name(self.dtype))
         return found["tensors"][0]["chosen"] is not None
-
-
-def _quantized(name: str, qt: QuantizedTensor, ops: tuple[str, ...], isq: str) -> QuantizedTensor:
-    """The weight packed by the core's rules for its role and shape; as it was where they leave it dense."""
-    leaf = name.split(".")[-2]
-    rows, columns = qt.shape
-    module: nn.Module = (
-        nn.Embedding(rows, columns, device="meta")
-        if "embedding" in ops
-        else nn.Linear(columns, rows, bias=False, device="meta")
-    )
-    module.register_parameter("weight", nn.Parameter(qt.buffers["weight"], requires_grad=False))
-    holder = nn.ModuleDict({leaf: module})
-    quantize_model(holder, isq)
-    packed = holder[leaf]
-    return packed.qt if isinstance(packed, PackedModule) else qt
