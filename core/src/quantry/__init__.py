@@ -23,6 +23,8 @@ _HOME = {
     "DeviceProbe": "devices",
     "dtype_name": "dtypes",
     "torch_dtype": "dtypes",
+    "MatrixQuantizer": "encoding",
+    "Refused": "encoding",
     "RowQuantizer": "encoding",
     "importance_rows": "encoding",
     "DuplicateTensor": "errors",
@@ -76,6 +78,7 @@ _HOME = {
     "swap": "nn",
     "panel_conversions": "panels",
     "panel_kernels": "panels",
+    "peak_rss_bytes": "process_memory",
     "registry": "plugins",
     "reload": "plugins",
     "Policy": "policy",
@@ -84,6 +87,8 @@ _HOME = {
     "Quantizer": "quantizer",
     "canonical_name": "quantizer",
     "Decision": "resolve",
+    "Role": "roles",
+    "role_of": "roles",
     "Roof": "roof",
     "Exported": "runtime",
     "Runtime": "runtime",
@@ -120,6 +125,7 @@ __all__ = [
     "Layout",
     "LinearGroup",
     "MappedFile",
+    "MatrixQuantizer",
     "NativeLibrary",
     "NoKernelError",
     "Numerics",
@@ -134,6 +140,7 @@ __all__ = [
     "QuantizedTensor",
     "Quantizer",
     "QuantryError",
+    "Refused",
     "Roof",
     "RowQuantizer",
     "Runtime",
@@ -166,11 +173,13 @@ __all__ = [
     "pack_layer",
     "panel_conversions",
     "panel_kernels",
+    "peak_rss_bytes",
     "prepare",
     "quantize",
     "quantize_model",
     "registry",
     "reload",
+    "role_of",
     "save_uqff",
     "swap",
     "torch_dtype",
@@ -185,7 +194,7 @@ if TYPE_CHECKING:
     from quantry.convert import Conversion
     from quantry.devices import DeviceInfo, DeviceProbe
     from quantry.dtypes import dtype_name, torch_dtype
-    from quantry.encoding import RowQuantizer, importance_rows
+    from quantry.encoding import MatrixQuantizer, Refused, RowQuantizer, importance_rows
     from quantry.errors import (
         DuplicateTensor,
         FormatError,
@@ -229,8 +238,10 @@ if TYPE_CHECKING:
     from quantry.panels import panel_conversions, panel_kernels
     from quantry.plugins import registry, reload
     from quantry.policy import Policy, current_policy, use
+    from quantry.process_memory import peak_rss_bytes
     from quantry.quantizer import Quantizer, canonical_name
     from quantry.resolve import Decision
+    from quantry.roles import Role, role_of
     from quantry.roof import Roof
     from quantry.runtime import Exported, Runtime
     from quantry.source import MappedFile, Source

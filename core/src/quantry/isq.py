@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +26,9 @@ from quantry.isq_run import (
 )
 from quantry.isq_types import TypeChoice, choose_type, resolve_quantizer
 from quantry.plugins import registry
+from quantry.process_memory import peak_rss_bytes
 from quantry.quantizer import Quantizer
+from quantry.roles import is_plain_name
 from quantry.runtime import Exported
 from quantry.staging import StagedFolder
 from quantry.stream import StreamWriter
@@ -154,6 +155,7 @@ def quantize_checkpoint(
             source = exported.weights
         else:
             config, files = _beside(source, config, files)
+    selection = _with_roles(source, selection or Selection())
     tied = bool((config or {}).get("tie_word_embeddings"))
     plans = {
         stem: make_plan(
@@ -181,7 +183,7 @@ def quantize_checkpoint(
     nbytes = sum(plan.shards_bytes for plan in plans.values()) + shared.residual_bytes
     seconds = time.perf_counter() - start
     return IsqResult(
-        reports, tuple(plans.values()), folder, nbytes, seconds, _peak_rss(), tuple(choices.values()),
+        reports, tuple(plans.values()), folder, nbytes, seconds, peak_rss_bytes(), tuple(choices.values()),
         options.replaced, resumed,
     )  # fmt: skip
 
@@ -208,6 +210,18 @@ def _choices(types: str | Sequence[str], device: str) -> dict[str, TypeChoice]:
     names = [types] if isinstance(types, str) else list(types)
     widths = [name for name in names if name.strip().isdecimal()]
     return {name: choose_type(int(name), device, measure=True) for name in widths}
+
+
+def _with_roles(source: object, selection: Selection) -> Selection:
+    """The selection; where names leave a doubt, an installed runtime that knows the model says what tensors are."""
+    if selection.roles or not isinstance(source, Checkpoint):
+        return selection
+    if all(is_plain_name(e.name, e.shape) for e in source.entries()):
+        return selection
+    for runtime in registry().runtimes:
+        if runtime.why_not(source) is None and (roles := runtime.roles(source)):
+            return replace(selection, roles=roles)
+    return selection
 
 
 def _place(
@@ -242,12 +256,3 @@ def _beside(
         found = {name: source.source.sibling(name) for name in SUPPORT_FILES}
         files = {name: path for name, path in found.items() if path is not None}
     return config, files
-
-
-def _peak_rss() -> int:
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

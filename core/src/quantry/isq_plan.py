@@ -51,13 +51,14 @@ class Selection:
 
     include: only names that one of these regexes matches; it may name routers too. exclude: none that one
     matches. organization "moqe": expert stacks only. topology: pins of single tensors, which override all of
-    the others.
+    the others. roles: of tensors whose part in the model is known; of others name and shape tell it.
     """
 
     include: tuple[re.Pattern[str], ...] = ()
     exclude: tuple[re.Pattern[str], ...] = ()
     organization: Organization = "default"
     topology: Topology = field(default_factory=Topology)
+    roles: Mapping[str, Role] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -73,6 +74,10 @@ class Selection:
         except re.error as e:
             raise UsageError(f"{e.pattern!r} is no regular expression: {e}") from e
         return cls(patterns[0], patterns[1], organization, Topology.of(topology))
+
+    def role(self, name: str, shape: Shape) -> Role:
+        """The part that a tensor plays."""
+        return self.roles.get(name) or role_of(name, shape)
 
     def takes(self, name: str, role: Role) -> bool:
         """Whether the rules above, pins aside, quantize a tensor."""
@@ -155,7 +160,7 @@ def make_plan(
     if quantizer is not None:
         _check_tag(quantizer)
     entries = {entry.name: entry for entry in source.entries()}
-    left_out = _tied_heads(entries) if tied else {}
+    left_out = _tied_heads(entries, selection) if tied else {}
     groups = _grouped([entry for name, entry in entries.items() if name not in left_out])
     tensors: list[PlannedTensor] = []
     refused: list[str] = []
@@ -235,13 +240,13 @@ def _choice(
     name: str, shape: Shape, source: Layout, quantizer: Quantizer | None, selection: Selection
 ) -> Choice | None:
     """None: the tensor goes to the residual file."""
-    role = role_of(name, shape)
+    role = selection.role(name, shape)
     dense = isinstance(source, Dense)
     if isinstance(source, Dense) and source.dtype not in _FLOATS:
         return None
     pin = selection.pin(name, role)
     if pin is None and (quantizer is None or not selection.takes(name, role)):
-        return Choice(None, source) if is_layer(name, source, shape) else None
+        return Choice(None, source) if is_layer(name, source, shape, role) else None
     asked = quantizer if pin is None else resolve_quantizer(pin)
     assert asked is not None  # without a pin there is a quantizer
     dtype = source.dtype if isinstance(source, Dense) else "f32"
@@ -306,8 +311,8 @@ def _is_uniform(experts: Mapping[int, TensorEntry]) -> bool:
     return len(kinds) == 1 and sorted(experts) == list(range(len(experts))) and len(next(iter(kinds))[0]) == 2
 
 
-def _tied_heads(entries: Mapping[str, TensorEntry]) -> dict[str, str]:
-    roles = {name: role_of(name, entry.shape) for name, entry in entries.items()}
+def _tied_heads(entries: Mapping[str, TensorEntry], selection: Selection) -> dict[str, str]:
+    roles = {name: selection.role(name, entry.shape) for name, entry in entries.items()}
     if "embedding" not in roles.values():
         return {}
     return {name: "tied to the embedding" for name, role in roles.items() if role == "head"}

@@ -8,7 +8,6 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 from quantry.dtypes import ITEM_BYTES
@@ -19,6 +18,7 @@ from quantry.isq_journal import Journal
 from quantry.isq_plan import Plan, PlannedTensor
 from quantry.layout import Layout, Shape
 from quantry.layouts.dense import Dense
+from quantry.process_memory import rss_bytes
 from quantry.quantizer import Quantizer
 from quantry.stream import StreamWriter
 from quantry.tensor import QuantizedTensor
@@ -67,7 +67,7 @@ class RunOptions:
         """Of source, float32 and packed blocks that may be in memory at once."""
         if self.max_memory is None:
             return _FLIGHT_BYTES
-        return max(self.max_memory - held_bytes(), 0)
+        return max(self.max_memory - rss_bytes() - _KEPT_BYTES, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ def check_memory(plan: Plan, options: RunOptions) -> None:
     free = options.flight_bytes()
     largest = max(_tasks(plan), key=lambda task: task.cost, default=None)
     if largest is not None and largest.cost > free:
-        need = held_bytes() + largest.cost
+        need = rss_bytes() + _KEPT_BYTES + largest.cost
         raise UsageError(
             f"needs {largest.cost / 1e6:.0f} MB to be packed, of {free / 1e6:.0f} MB that are left",
             tensor=f"{largest.tensor.layer.key}.weight",
@@ -368,13 +368,3 @@ class _Meter:
 def _source_bytes(tensor: PlannedTensor, count: int) -> int:
     layout = tensor.source_layout
     return count * ITEM_BYTES[layout.dtype] if isinstance(layout, Dense) else count
-
-
-def held_bytes() -> int:
-    """What the process has in memory now and needs beside blocks; only that where the system does not say."""
-    try:
-        with Path("/proc/self/status").open(encoding="utf-8") as f:
-            lines = dict(line.split(":", 1) for line in f)
-        return int(lines["VmRSS"].split()[0]) * 1024 + _KEPT_BYTES
-    except (OSError, KeyError, ValueError):
-        return _KEPT_BYTES

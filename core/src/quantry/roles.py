@@ -7,7 +7,7 @@ from typing import Literal
 
 from quantry.layout import Shape
 
-__all__ = ["Role", "expert_slot", "ops_of", "role_of"]
+__all__ = ["Role", "expert_slot", "is_plain_name", "ops_of", "role_of"]
 
 Role = Literal["linear", "embedding", "head", "experts", "position", "router", "other"]
 
@@ -19,6 +19,9 @@ _POSITION = re.compile(
 _HEAD = re.compile(r"(lm_head|embed_out|output)\Z")
 _ROUTER = re.compile(r"(router|gate|wg|ffn_gate_inp\w*|shared_expert_gate|gate_inp)\Z")
 _EXPERTS = re.compile(r"\bexperts\b|_exps\b")
+
+# names that nothing but a linear layer has in any model; of others the model is asked where it is known
+_LINEAR = re.compile(r"(\w*_proj|fc\d?|c_fc|dense|linear\d?|w[123])\Z")
 
 # one expert's weight in a per-expert checkpoint; mixtral's w1, w3, w2 are gate, up, down
 _EXPERT = re.compile(
@@ -46,6 +49,16 @@ def role_of(name: str, shape: Shape) -> Role:
     if (stem == module and _HEAD.match(module)) or module in ("lm_head", "embed_out"):
         return "head"
     return "router" if _ROUTER.match(module) else "linear"
+
+
+def is_plain_name(name: str, shape: Shape) -> bool:
+    """Whether the name alone leaves no doubt about `role_of`.
+
+    >>> is_plain_name("h.0.attn.q_proj.weight", (8, 8)), is_plain_name("h.0.attn.bias_table.weight", (8, 8))
+    (True, False)
+    """
+    role = role_of(name, shape)
+    return role != "linear" or _LINEAR.match(name.removesuffix(".weight").rpartition(".")[2]) is not None
 
 
 def ops_of(name: str, shape: Shape, tied: bool = False) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from quantry.format import WeightSource
+from quantry.roles import Role
 
 if TYPE_CHECKING:
     import torch
@@ -55,3 +56,11 @@ class Runtime(ABC):
     def export(self, checkpoint: Checkpoint) -> Exported | None:
         """A checkpoint whose names are its format's own, as the model names it; None where it cannot say."""
         return None
+
+    def roles(self, checkpoint: Checkpoint) -> Mapping[str, Role]:
+        """Tensor name → the part it plays in the model, judged from the model's modules; {} where unknown.
+
+        ISQ takes linear layers, embeddings, heads and expert stacks; names decide for tensors that are not
+        in here.
+        """
+        return {}

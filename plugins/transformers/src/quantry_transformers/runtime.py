@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from quantry import HeaderError, Runtime, UsageError
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig
 
-    from quantry import Checkpoint, Exported
+    from quantry import Checkpoint, Exported, Role
     from quantry_transformers.weights import HfWeights
 
 __all__ = ["TransformersRuntime"]
@@ -68,6 +69,12 @@ class TransformersRuntime(Runtime):
             model.generation_config = generation_config(checkpoint, config, tokenizer)
             prepare(model, dtype, numerics, reference)
         return model, tokenizer
+
+    def roles(self, checkpoint: Checkpoint) -> Mapping[str, Role]:
+        """From the model's modules, built without data; {} where transformers does not know the model."""
+        from quantry_transformers.model_roles import roles_of
+
+        return roles_of(checkpoint)
 
     def export(self, checkpoint: Checkpoint) -> Exported | None:
         """A GGUF file as transformers names it; None for others, whose names are transformers' already."""

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from quantry import UsageError, load_model
+from quantry import UsageError, load_model, peak_rss_bytes
 from quantry_transformers.generate import Generation, Sampling, TextStream, compile_steps
 from quantry_transformers.prompt import Conversation
-from quantry_transformers.report import kernels_in_use, peak_rss_bytes, weights_bytes
+from quantry_transformers.report import kernels_in_use, weights_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
