@@ -24,7 +24,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "words": ("errors", "dtypes", "hints"),
     "contracts": (
         "layout", "sample", "devices", "format", "kernel", "quantizer", "codec", "convert", "runtime",
-        "tensor", "roof", "native", "hookspecs", "roles", "topology",
+        "tensor", "roof", "native", "hookspecs", "roles", "topology", "encoding", "module_packer",
+        "process_memory",
     ),
     "layouts": ("layouts*",),
     "bytes": ("source", "safetensors_header", "stream", "staging"),

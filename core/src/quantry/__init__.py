@@ -65,6 +65,7 @@ _HOME = {
     "unpack_codes": "layouts.bitpack",
     "load_model": "load",
     "WeightUse": "measurement",
+    "ModulePacker": "module_packer",
     "measure": "measurement",
     "NativeLibrary": "native",
     "matmul": "multiply",
@@ -223,6 +224,7 @@ if TYPE_CHECKING:
     from quantry.layouts.bitpack import unpack as unpack_codes
     from quantry.load import load_model
     from quantry.measurement import WeightUse, measure
+    from quantry.module_packer import ModulePacker
     from quantry.multiply import matmul
     from quantry.native import NativeLibrary
     from quantry.nn import (

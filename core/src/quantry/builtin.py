@@ -71,8 +71,9 @@ def quantry_kernels() -> Iterable[Kernel]:
 @hookimpl
 def quantry_uqff_codecs() -> Iterable[UqffCodec]:
     from quantry.dense_codec import UnquantCodec
+    from quantry.uqff_extension import ExtensionCodec
 
-    return [UnquantCodec()]
+    return [UnquantCodec(), ExtensionCodec()]
 
 
 @hookimpl

@@ -1,11 +1,11 @@
-"""Quantizers whose rows are independent: what they check and cut is the same for every method."""
+"""Quantizers of rows and of whole matrices: what they check and cut is the same for every method."""
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, NoReturn
 
 from quantry.dtypes import dtype_name, torch_dtype
 from quantry.errors import ShapeError, UsageError, ValueDomainError
@@ -16,7 +16,7 @@ from quantry.tensor import QuantizedTensor
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["RowQuantizer", "importance_rows"]
+__all__ = ["MatrixQuantizer", "Refused", "RowQuantizer", "importance_rows"]
 
 _PIECE_ELEMENTS = (
     1 << 22
@@ -46,11 +46,7 @@ class RowQuantizer(Quantizer):
 
     def why_not(self, shape: Shape, dtype: str) -> str | None:
         """None for float matrices, or stacks of them, that the layout holds."""
-        if dtype not in _SOURCE_DTYPES:
-            return f"{self.name} is made from {', '.join(_SOURCE_DTYPES)}, not from {dtype}"
-        if len(shape) < 2:
-            return f"{self.name} is for matrices, got {len(shape)} dimension(s)"
-        return self.layout_for(shape, dtype).why_not(shape)
+        return _why_not(self, shape, dtype)
 
     def quantize(self, weight: Tensor, layout: Layout, stats: Tensor | None = None) -> QuantizedTensor:
         """Pack `weight` [*, N, K], on any device; the result lies there too.
@@ -61,12 +57,7 @@ class RowQuantizer(Quantizer):
         """
         import torch
 
-        shape, dtype = tuple(weight.shape), dtype_name(weight.dtype)
-        reason = self.why_not(shape, dtype)
-        if reason is not None:
-            raise ShapeError(reason)
-        if layout != (own := self.layout_for(shape, dtype)):
-            raise UsageError(f"{self.name} makes {own}, not {layout}")
+        shape = _check(self, weight, layout)
         if stats is None and self.needs == "importance":
             raise UsageError(
                 f"{self.name} needs importance: with so few levels it matters which columns count",
@@ -104,6 +95,58 @@ class RowQuantizer(Quantizer):
                 yield start, min(start + step, first + span), weights
 
 
+class Refused(NamedTuple):
+    """A weight that a quantizer cannot take: its place row·K + column, and why; "" where it is no number."""
+
+    place: int
+    reason: str = ""
+
+
+class MatrixQuantizer(Quantizer):
+    """A quantizer whose rule needs a whole matrix, packed in native code.
+
+    A subclass names its layout and packs one matrix; shapes, element types, devices, strides, stacks of
+    experts and NaN are dealt with here. Each matrix of a stack is packed alone.
+    """
+
+    row_block: ClassVar[int | None] = None
+
+    @abstractmethod
+    def encode(self, matrix: Tensor, out: Mapping[str, Tensor], layout: Layout) -> Refused | None:
+        """Pack `matrix` [N, K] float32, float16 or bfloat16, contiguous on the CPU, into `out`.
+
+        out: the layout's buffers for [N, K], contiguous, uninitialized. Returns the first weight that cannot
+        be packed, None when all can.
+        """
+
+    def why_not(self, shape: Shape, dtype: str) -> str | None:
+        """None for float matrices, or stacks of them, that the layout holds."""
+        return _why_not(self, shape, dtype)
+
+    def quantize(self, weight: Tensor, layout: Layout, stats: Tensor | None = None) -> QuantizedTensor:
+        """Pack `weight` [*, N, K], on any device; the result lies there too. stats: not used.
+
+        Raises ShapeError, ValueDomainError naming row and column, UsageError for a layout of another
+        quantizer, PluginError when the native library is missing.
+        """
+        import torch
+
+        shape = _check(self, weight, layout)
+        rows, columns = shape[-2:]
+        specs, one = layout.buffers(shape), layout.buffers((rows, columns))
+        packed = {
+            name: torch.zeros(spec.shape, dtype=torch_dtype(spec.dtype)) for name, spec in specs.items()
+        }
+        for i in range(math.prod(shape[:-2]) if weight.numel() else 0):
+            matrix = weight.detach() if len(shape) == 2 else weight.detach().flatten(0, -3)[i]
+            matrix = matrix.cpu().contiguous()
+            place = {name: b.view(-1, *one[name].shape)[i] for name, b in packed.items()}
+            refused = self.encode(matrix, place, layout)
+            if refused is not None:
+                _refuse(matrix, refused.place, i * rows, shape, refused.reason)
+        return QuantizedTensor(layout, shape, {name: b.to(weight.device) for name, b in packed.items()})
+
+
 def importance_rows(stats: Tensor | None, shape: Shape) -> Tensor | None:
     """stats as float32 [matrices, K] on the CPU, one row per matrix of the stack; None without stats.
 
@@ -125,13 +168,34 @@ def importance_rows(stats: Tensor | None, shape: Shape) -> Tensor | None:
     return values.expand(matrices, columns).contiguous()
 
 
-def _refuse(part: Tensor, bad: int, first_row: int, shape: Shape) -> None:
+def _why_not(quantizer: Quantizer, shape: Shape, dtype: str) -> str | None:
+    if dtype not in _SOURCE_DTYPES:
+        return f"{quantizer.name} is made from {', '.join(_SOURCE_DTYPES)}, not from {dtype}"
+    if len(shape) < 2:
+        return f"{quantizer.name} is for matrices, got {len(shape)} dimension(s)"
+    return quantizer.layout_for(shape, dtype).why_not(shape)
+
+
+def _check(quantizer: Quantizer, weight: Tensor, layout: Layout) -> Shape:
+    """The weight's shape. Raises ShapeError where `why_not` speaks, UsageError for another layout."""
+    shape, dtype = tuple(weight.shape), dtype_name(weight.dtype)
+    reason = quantizer.why_not(shape, dtype)
+    if reason is not None:
+        raise ShapeError(reason)
+    if layout != (own := quantizer.layout_for(shape, dtype)):
+        raise UsageError(f"{quantizer.name} makes {own}, not {layout}")
+    return shape
+
+
+def _refuse(part: Tensor, bad: int, first_row: int, shape: Shape, reason: str = "") -> NoReturn:
     row, column = divmod(bad, part.shape[1])
     value = part[row, column].item()
     matrix, row = divmod(first_row + row, shape[-2])
     where = f"row {row}, column {column}"
     if len(shape) > 2:
         where = f"matrix {matrix}, {where}"
+    if reason:
+        raise ValueDomainError(f"weight is {value} at {where}: {reason}", hint="Choose another type.")
     raise ValueDomainError(
         f"weight is {value} at {where}",
         hint="The source is damaged, or overflowed in its own type; fetch or export it again.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 
-__all__ = ["dist_for_method", "dist_for_suffix", "dist_for_tag", "what_to_install"]
+__all__ = ["dist_for_family", "dist_for_method", "dist_for_suffix", "dist_for_tag", "what_to_install"]
 
 # a directory of published dists, as a phone book is: nothing in the core behaves differently by it
 _FAMILY = {"ggml": "quantry-gguf", "ggml_panel": "quantry-gguf"}
@@ -36,6 +36,11 @@ def what_to_install(family: str, device: str) -> str:
     where = "" if device == "cpu" else ', run on the CPU (device="cpu")'
     served = f"Install a plugin whose kernels serve this layout{where}"
     return f"{served}, or permit the slow path: reference='allow'."
+
+
+def dist_for_family(family: str) -> str | None:
+    """The dist whose layouts are of this family, None when unknown."""
+    return _FAMILY.get(family)
 
 
 def dist_for_suffix(suffix: str) -> str | None:

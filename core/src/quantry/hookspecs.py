@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from quantry.format import Format
     from quantry.kernel import Kernel
     from quantry.layout import Layout
+    from quantry.module_packer import ModulePacker
     from quantry.quantizer import Quantizer
     from quantry.roof import Roof
 
@@ -68,6 +69,11 @@ def quantry_runtimes() -> Iterable[object]:  # type: ignore[empty-body]
 @hookspec
 def quantry_roofs() -> Iterable[Roof]:  # type: ignore[empty-body]
     """Probes of what a device can do at most, for `quantry bench`."""
+
+
+@hookspec
+def quantry_module_packers() -> Iterable[ModulePacker]:  # type: ignore[empty-body]
+    """Ways to pack modules that are neither linear layers nor embeddings, for ISQ in place."""
 
 
 @hookspec

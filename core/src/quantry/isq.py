@@ -213,7 +213,7 @@ def _choices(types: str | Sequence[str], device: str) -> dict[str, TypeChoice]:
 
 
 def _with_roles(source: object, selection: Selection) -> Selection:
-    """The selection; where names leave a doubt, an installed runtime that knows the model says what tensors are."""
+    """The selection; where names leave a doubt, a runtime that knows the model says what tensors are."""
     if selection.roles or not isinstance(source, Checkpoint):
         return selection
     if all(is_plain_name(e.name, e.shape) for e in source.entries()):

@@ -11,6 +11,7 @@ from quantry.errors import QuantryError
 from quantry.isq_plan import Selection, choose
 from quantry.isq_run import importance_of, packed
 from quantry.isq_types import choose_type, resolve_quantizer
+from quantry.plugins import registry
 from quantry.quantizer import Quantizer
 from quantry.roles import Role, role_of
 from quantry.tensor import QuantizedTensor
@@ -33,9 +34,9 @@ def quantize_model(
 ) -> dict[str, str]:
     """Replace every `nn.Linear` and `nn.Embedding` of a model by its packed form, freeing each dense weight.
 
-    importance: by module or weight name. Routers stay dense, as do subclasses whose forward is their own,
-    expert stacks that such a module multiplies by, and weights that no fallback fits. Returns module name →
-    layout, or the sentence why it stayed dense.
+    importance: by module or weight name. Stacks of experts are packed where an installed plugin knows their
+    module (`ModulePacker`). Routers stay dense, as do subclasses whose forward is their own and weights that
+    no fallback fits. Returns module (or parameter) name → layout, or the sentence why it stayed dense.
     """
     quantizer = _resolved(model, name)
     selection = Selection.of(include, exclude, topology=topology)
@@ -46,9 +47,9 @@ def quantize_model(
     ]
     for module_name in names:
         done |= _swap_one(model, module_name, quantizer, selection, importance or {}, owners)
-    for full, parameter in model.named_parameters():
-        if role_of(full, tuple(parameter.shape)) == "experts":
-            done[full] = "stays dense: its module multiplies by this stack of experts itself"
+    for module_name, module in list(model.named_modules()):
+        if module_name:
+            done |= _swap_other(model, module_name, module, quantizer, selection, importance or {})
     return done
 
 
@@ -130,6 +131,39 @@ def _swap_one(
     owners[id(weight)] = replacement = _packed_module(module, qt)
     swap(model, name, replacement)
     return {name: str(qt.layout)}
+
+
+def _swap_other(
+    model: nn.Module,
+    name: str,
+    module: nn.Module,
+    quantizer: Quantizer,
+    selection: Selection,
+    importance: Mapping[str, Tensor],
+) -> dict[str, str]:
+    """Pack a module that a plugin knows; say so of a stack of experts that none does."""
+    from quantry.nn import PackedModule, swap
+
+    if isinstance(module, PackedModule):
+        return {}
+    for packer in registry().packers:
+        roles = packer.weights(module)
+        made: dict[str, QuantizedTensor] = {}
+        for leaf, role in roles.items():
+            full = f"{name}.{leaf}"
+            weight = module.get_parameter(leaf)
+            qt = pack_layer(full, weight, quantizer, role, selection=selection, importance=importance)
+            if isinstance(qt, str):
+                return {full: qt} if qt else {}
+            made[leaf] = qt
+        if made:
+            swap(model, name, packer.pack(module, made))
+            return {f"{name}.{leaf}": str(qt.layout) for leaf, qt in made.items()}
+    return {
+        f"{name}.{leaf}": "stays dense: no installed plugin knows how its module multiplies by it"
+        for leaf, parameter in module.named_parameters(recurse=False)
+        if role_of(f"{name}.{leaf}", tuple(parameter.shape)) == "experts"
+    }
 
 
 def _packed_module(module: Any, qt: QuantizedTensor) -> nn.Module:

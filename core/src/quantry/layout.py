@@ -46,6 +46,8 @@ class Layout(ABC):
     """Kernels, conversions and codecs find a layout by this name."""
     storable: ClassVar[bool] = True
     """False for a private packing of kernels: never written to a file, converted back before saving."""
+    growth: ClassVar[float] = 1.05
+    """How much larger than the weight in this layout a storage for kernels may be (policy memory="tight")."""
 
     def __str__(self) -> str:
         parts = [text for f in dataclasses.fields(self) if (text := _field_text(f, getattr(self, f.name)))]  # type: ignore[arg-type]

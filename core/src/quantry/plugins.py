@@ -24,6 +24,7 @@ from quantry.errors import PluginError, UsageError, nearest
 from quantry.format import Format
 from quantry.kernel import Kernel
 from quantry.layout import Layout, parse_layout
+from quantry.module_packer import ModulePacker
 from quantry.quantizer import Quantizer, canonical_name
 from quantry.roof import Roof
 from quantry.runtime import Runtime
@@ -49,6 +50,7 @@ _HOOKS: dict[str, tuple[str, type, Callable[[Any], object]]] = {
     "quantry_devices": ("probes", DeviceProbe, lambda p: p.type),
     "quantry_runtimes": ("runtimes", Runtime, lambda r: r.name),
     "quantry_roofs": ("roofs", Roof, lambda r: r.name),
+    "quantry_module_packers": ("packers", ModulePacker, lambda m: m.name),
 }
 
 
@@ -133,6 +135,11 @@ class Registry:
     def roofs(self) -> tuple[Roof, ...]:
         """Roof probes."""
         return self._all("roofs")
+
+    @functools.cached_property
+    def packers(self) -> tuple[ModulePacker, ...]:
+        """Packers of modules that are neither linear layers nor embeddings."""
+        return self._all("packers")
 
     @property
     def failures(self) -> tuple[PluginRecord, ...]:

@@ -18,8 +18,9 @@ from quantry.timings import Timings, timings_of
 
 __all__ = ["Candidate", "Decision", "candidates_of", "resolve", "timings_for", "wanted_keys"]
 
-MAX_GROWTH = 1.05
-SLACK_BYTES = 256 << 10  # padding N to a panel of 16 rows may grow a small weight by more than MAX_GROWTH
+SLACK_BYTES = (
+    256 << 10
+)  # padding N to a panel of 16 rows may grow a small weight by more than its layout permits
 _NEAR = 1.05  # times this near are one: noise must not decide, and equal kernels of neighbours can be fused
 _TIMED_SHARE = 0.5  # of the row counts' weight must be timed before times compare storages
 # one row decides decoding; the rest is spread evenly (design guess until measured on real models)
@@ -199,7 +200,7 @@ def _buckets_of(op: str) -> tuple[int, ...]:
 
 def _growth(layout: Layout, storage: Layout, shape: Shape, policy: Policy) -> str | None:
     own, packed = layout.nbytes(shape), storage.nbytes(shape)
-    if policy.memory == "fast" or packed <= max(own * MAX_GROWTH, own + SLACK_BYTES):
+    if policy.memory == "fast" or packed <= max(own * layout.growth, own + SLACK_BYTES):
         return None
     return f"stored as {storage} the weight grows by {packed / own - 1:.0%} (memory='fast' permits it)"
 

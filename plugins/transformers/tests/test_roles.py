@@ -17,8 +17,8 @@ NEOX = transformers.GPTNeoXConfig(**SIZES, intermediate_size=128)
 OPT = transformers.OPTConfig(**SIZES, ffn_dim=128, word_embed_proj_dim=64, max_position_embeddings=32)
 GPT2 = transformers.GPT2Config(vocab_size=96, n_embd=64, n_layer=1, n_head=4, n_positions=32)
 MOE = transformers.Qwen3MoeConfig(
-    **SIZES, num_key_value_heads=2, head_dim=16, moe_intermediate_size=32, num_experts=4, intermediate_size=64,
-    num_experts_per_tok=2, decoder_sparse_step=1,
+    **SIZES, num_key_value_heads=2, head_dim=16, moe_intermediate_size=32, num_experts=4,
+    intermediate_size=64, num_experts_per_tok=2, decoder_sparse_step=1,
 )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""What each tensor of a checkpoint is to its model, judged from the modules that transformers builds for it."""
+"""What each tensor of a checkpoint is to its model, judged from the modules transformers builds for it."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from quantry import hookimpl
 if TYPE_CHECKING:
     import click
 
-    from quantry import Runtime
+    from quantry import ModulePacker, Runtime
 
 
 @hookimpl
@@ -19,6 +19,14 @@ def quantry_runtimes() -> Iterable[Runtime]:
     from quantry_transformers.runtime import TransformersRuntime
 
     return [TransformersRuntime()]
+
+
+@hookimpl
+def quantry_module_packers() -> Iterable[ModulePacker]:
+    """Expert stacks."""
+    from quantry_transformers.experts import ExpertsPacker
+
+    return [ExpertsPacker()]
 
 
 @hookimpl
