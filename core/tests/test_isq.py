@@ -263,6 +263,28 @@ def test_experts_become_one_stack(tmp_path):
         assert all(torch.equal(got.buffers[n], want.buffers[n]) for n in want.buffers)
 
 
+@pytest.mark.parametrize("leaf", ["", ".weight"])
+def test_fused_experts_are_stored_apart(tmp_path, leaf):
+    stem = "model.layers.0.mlp.experts"
+    held = {
+        f"{stem}.gate_up_proj{leaf}": noise(3, 12, 64),
+        f"{stem}.down_proj{leaf}": noise(3, 64, 6),
+        "model.layers.1.mlp.experts.gate_up_proj": noise(3, 64, 12),  # transposed: rows are inputs
+        "model.layers.1.mlp.experts.down_proj": noise(3, 6, 64),
+    }
+    (tmp_path / "hf").mkdir()
+    save_file(held, tmp_path / "hf" / "model.safetensors")
+    result = quantize_checkpoint(tmp_path / "hf", tmp_path / "o.uqff", "toy64")
+    ckpt = quantry.open(result.folder / "o-0.uqff")
+    for part, rows in (("gate", slice(0, 6)), ("up", slice(6, 12))):
+        got = ckpt[f"{stem}.{part}_proj.weight"]
+        want = quantry.quantize(held[f"{stem}.gate_up_proj{leaf}"][:, rows], "toy64")
+        assert got.shape == (3, 6, 64)
+        assert all(torch.equal(got.buffers[n], want.buffers[n]) for n in want.buffers)
+    assert torch.equal(ckpt[f"{stem}.down_proj.weight"].dequantize(), held[f"{stem}.down_proj{leaf}"])
+    assert "model.layers.1.mlp.experts.gate_up_proj" in result.plans[0].residual
+
+
 def test_moqe_without_experts_is_refused(folder):
     with pytest.raises(UsageError, match="nothing is selected"):
         run(folder, selection=Selection.of(organization="moqe"))

@@ -12,6 +12,7 @@ from quantry.checkpoint import Checkpoint, open_checkpoint
 from quantry.dtypes import dtype_name
 from quantry.errors import PluginError, ShapeError, UsageError
 from quantry.format import TensorEntry, WeightSource
+from quantry.isq_experts import unfused
 from quantry.isq_journal import Journal, fingerprint
 from quantry.isq_plan import Plan, Selection, label_of, make_plan
 from quantry.isq_run import (
@@ -156,10 +157,11 @@ def quantize_checkpoint(
         else:
             config, files = _beside(source, config, files)
     selection = _with_roles(source, selection or Selection())
+    weights = unfused(source)
     tied = bool((config or {}).get("tie_word_embeddings"))
     plans = {
         stem: make_plan(
-            source, quantizer, selection, tied=tied, requantize=requantize, shard_bytes=shard_bytes
+            weights, quantizer, selection, tied=tied, requantize=requantize, shard_bytes=shard_bytes
         )
         for stem, quantizer in stems.items()
     }
@@ -175,9 +177,9 @@ def quantize_checkpoint(
             for stem, plan in plans.items():
                 layers, limit = plan.layers, plan.shard_bytes
                 with OutputWriter(staged.payload, stem, plan.quant, layers, limit, key is not None) as writer:
-                    run_plan(plan, source, writer, options, progress, journal, stem)
+                    run_plan(plan, weights, writer, options, progress, journal, stem)
             with StreamWriter(staged.payload / RESIDUAL, shared.residual, metadata()) as rest:
-                write_residual(shared, source, rest)
+                write_residual(shared, weights, rest)
             write_support(staged.payload, config, files or {}, reports)
             staged.publish(stale_shards(folder, plans))
     nbytes = sum(plan.shards_bytes for plan in plans.values()) + shared.residual_bytes
