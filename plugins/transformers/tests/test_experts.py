@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -76,3 +77,28 @@ def test_a_token_of_no_expert_adds_nothing() -> None:
         )
     assert torch.allclose(some, one, atol=1e-5)
     assert some[1].abs().max() == 0
+
+
+@pytest.mark.parametrize("config", [QWEN3, MIXTRAL], ids=["qwen3", "mixtral"])
+def test_a_folder_of_experts_loads_plain_packed_and_from_uqff(config: Any, tmp_path: Path) -> None:
+    from quantry.isq import quantize_checkpoint
+    from quantry_transformers.build import build_model
+    from quantry_transformers.placing import Placing
+    from quantry_transformers.runtime import configured
+
+    dense = model(config)
+    dense.save_pretrained(tmp_path / "hf")  # one tensor an expert
+    ids = torch.arange(24).view(2, 12)
+
+    def logits(folder: Path, isq: str | None = None) -> torch.Tensor:
+        built = build_model(*configured(quantry.open(folder)), Placing(torch.float32, isq=isq))
+        assert any(isinstance(m, PackedExperts) for m in built.modules())
+        with torch.no_grad(), quantry.use(numerics="exact"):
+            return built(ids).logits
+
+    with torch.no_grad():
+        assert torch.allclose(logits(tmp_path / "hf"), dense(ids).logits, rtol=1e-4, atol=1e-4)
+    quantize_checkpoint(tmp_path / "hf", tmp_path / "out" / "x.uqff", "q8_0")
+    packed = logits(tmp_path / "out")
+    assert torch.allclose(packed, logits(tmp_path / "hf", "q8_0"), rtol=1e-5, atol=1e-5)
+    assert not torch.equal(packed, logits(tmp_path / "hf"))

@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from quantry import FormatError, HeaderError, QuantEmbedding, QuantizedTensor, QuantLinear, TiedHead, swap
+from quantry_transformers.expert_weights import Stack, expert_stacks, load_part
+from quantry_transformers.packed_experts import PackedExperts
 from quantry_transformers.weights import HfWeights
 
 if TYPE_CHECKING:
@@ -31,11 +33,19 @@ def build_model(
     shape differs.
     """
     model = skeleton(config, placing.dtype, trust_remote_code)
-    wanted = _wanted(model, weights)
+    weights = weights.renamed(_current_name(model))
+    stacks = expert_stacks(model, weights)
+    wanted = _wanted(model, weights, stacks)
     for name in wanted:
         stem, _, leaf = name.rpartition(".")
         if leaf != "bias" or f"{stem}.weight" not in wanted:  # a bias comes with its weight
             _place(model, name, weights, placing)
+    for stack in stacks:
+        packed = {
+            part: placing.experts(f"{stack.path}.{part}.weight", load_part(weights, names))
+            for part, names in stack.parts.items()
+        }
+        swap(model, stack.path, PackedExperts(stack.module, packed))
     _tie(model, weights)
     _fill_buffers(model, placing.device)
     _refuse_meta(model, weights)
@@ -57,13 +67,26 @@ def skeleton(
         ) from e
 
 
-def _wanted(model: PreTrainedModel, weights: HfWeights) -> list[str]:
-    """The file's tensors in file order, each of which the model has and in its shape; none is lacking."""
+def _current_name(model: PreTrainedModel) -> Callable[[str], str]:
+    """The name by which the model knows a tensor: mixtral's blocks were renamed in transformers 5."""
+    has_old = any(".block_sparse_moe" in name for name, _ in model.named_modules())
+    return lambda name: name if has_old else name.replace(".block_sparse_moe.", ".mlp.")
+
+
+def _wanted(model: PreTrainedModel, weights: HfWeights, stacks: Sequence[Stack]) -> list[str]:
+    """The file's tensors in file order but those of expert stacks; the model has each, and in its shape.
+
+    None is lacking.
+    """
     file = weights.checkpoint.source.path
+    taken = {name for stack in stacks for name in stack.names}
+    given = {name for stack in stacks for name in stack.parameters}
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict(keep_vars=True).items()}
     ignored = [re.compile(p) for p in model._keys_to_ignore_on_load_unexpected or ()]
     wanted = []
     for name in weights:
+        if name in taken:
+            continue
         shape = tuple(weights.entry(name).shape)
         if name not in expected:
             if any(p.search(name) for p in ignored):
@@ -82,7 +105,7 @@ def _wanted(model: PreTrainedModel, weights: HfWeights) -> list[str]:
         wanted.append(name)
     tied = set(_tied_head(model, weights))
     for name in expected:
-        if name not in weights and name not in tied:
+        if name not in weights and name not in tied and name not in given:
             raise FormatError(f"is missing; {type(model).__name__} needs it", file=file, tensor=name)
     return wanted
 

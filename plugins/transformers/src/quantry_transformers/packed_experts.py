@@ -21,6 +21,7 @@ __all__ = ["PackedExperts"]
 class PackedExperts(nn.Module):
     """hidden [T, K], experts [T, k], weights [T, k] → [T, K]: each token through its k experts, summed.
 
+    packed: `down_proj` with `gate_up_proj`, with `gate_proj` and `up_proj`, or without a gate `up_proj`.
     Experts' ids that equal their number mean none (tokens of other ranks, in transformers' convention).
     """
 
@@ -36,14 +37,22 @@ class PackedExperts(nn.Module):
             stack = QuantExperts(qt, bias)
             stack.compute_dtype = module.down_proj.dtype
             self.add_module(name, stack)
+        self._parted = "gate_proj" in packed
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """As the dense module computes it."""
-        up = self.gate_up_proj if self.has_gate else self.up_proj
-        missing = top_k_index >= up.num_experts
+        missing = top_k_index >= self.down_proj.num_experts
         ids = top_k_index.masked_fill(missing, 0)
-        inner = up(hidden_states.unsqueeze(1), ids)
-        inner = self._gate(self, inner) if self.has_gate else self.act_fn(inner)
+        inner = self._inner(hidden_states.unsqueeze(1), ids)
         out = self.down_proj(inner, ids)
         weights = top_k_weights.masked_fill(missing, 0).to(out.dtype)
         return torch.einsum("tkn,tk->tn", out, weights).to(hidden_states.dtype)
+
+    def _inner(self, x: Tensor, ids: Tensor) -> Tensor:
+        if not self.has_gate:
+            return self.act_fn(self.up_proj(x, ids))  # type: ignore[no-any-return]
+        if self._parted:
+            both = torch.cat([self.gate_proj(x, ids), self.up_proj(x, ids)], -1)
+        else:
+            both = self.gate_up_proj(x, ids)
+        return self._gate(self, both)  # type: ignore[no-any-return]

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from quantry import FormatError, QuantizedTensor, dtype_name, explain, pack_layer, use
+from quantry import Dense, FormatError, QuantizedTensor, dtype_name, explain, pack_layer, use
 
 __all__ = ["Placing"]
 
@@ -40,6 +40,16 @@ class Placing:
             qt = qt if isinstance(packed, str) else packed
         if qt.layout.family == "dense" and not self._stays_narrow(qt, ops):
             return self.dense(name, qt)
+        return qt if self.device == "cpu" else qt.to(self.device)
+
+    def experts(self, name: str, qt: QuantizedTensor) -> QuantizedTensor:
+        """What a stack of experts holds: packed as stored or as asked, else plain in the compute dtype."""
+        if qt.layout.family == "dense" and self.isq is not None:
+            packed = pack_layer(name, qt.buffers["weight"], self.isq, "experts")
+            qt = qt if isinstance(packed, str) else packed
+        if qt.layout.family == "dense":
+            weight = qt.buffers["weight"].to(self.dtype)
+            qt = QuantizedTensor(Dense(dtype_name(self.dtype)), qt.shape, {"weight": weight})
         return qt if self.device == "cpu" else qt.to(self.device)
 
     def _stays_narrow(self, qt: QuantizedTensor, ops: tuple[str, ...]) -> bool:

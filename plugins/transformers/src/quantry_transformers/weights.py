@@ -41,6 +41,12 @@ class HfWeights(Mapping[str, QuantizedTensor]):
     def __len__(self) -> int:
         return len(self._stored)
 
+    def renamed(self, rename: Callable[[str], str]) -> HfWeights:
+        """The same weights under other names."""
+        return HfWeights(
+            self.checkpoint, {rename(n): stored for n, stored in self._stored.items()}, self._transform
+        )
+
     def stored_name(self, name: str) -> str:
         """The tensor's name in the file."""
         return self._stored[name]
