@@ -43,6 +43,33 @@ print(json.dumps({
 """
 
 
+# one method's dist beside the core: quantize, save, load, multiply
+METHOD = """
+import json, sys
+import quantry, torch
+names, folder = sys.argv[2:], sys.argv[1]
+plugins = {p.name: p.error for p in quantry.registry().plugins}
+seen = {}
+for name in names:
+    weight = torch.randn(64, 256, generator=torch.Generator().manual_seed(0))
+    qt = quantry.quantize(weight, name)
+    path = f"{folder}/{name}/x.uqff"
+    quantry.save_uqff(path, {"model.layers.0.mlp.up_proj.weight": qt})
+    again = quantry.open(f"{folder}/{name}/x-0.uqff")["model.layers.0.mlp.up_proj.weight"]
+    x = torch.randn(3, 256, generator=torch.Generator().manual_seed(1))
+    y, want = quantry.matmul(x, again, numerics="exact"), x @ qt.dequantize().T
+    seen[name] = [str(again.layout), str(qt.layout), float((y - want).abs().max() / want.abs().max()),
+                  quantry.explain(again)["tensors"][0]["chosen"]]
+print(json.dumps({"plugins": plugins, "seen": seen}))
+"""
+METHODS = {
+    "plugin_afq_metal": ("afq", "quantry-afq-metal", ["afq2", "afq3", "afq4", "afq5", "afq6", "afq8"]),
+    "plugin_fp8": ("fp8", "quantry-fp8", ["fp8", "fp8_channel", "f8q8"]),
+    "plugins/hqq": ("hqq", "quantry-hqq", ["hqq4", "hqq8", "hqq4_axis1"]),
+    "plugins/mx": ("mx", "quantry-mx", ["mxfp4"]),
+}
+
+
 def environment() -> dict[str, str]:
     env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "QUANTRY"))}
     env.setdefault("UV_FIND_LINKS", env.get("PIP_FIND_LINKS", "").replace(" ", ","))
@@ -67,6 +94,39 @@ def alone(wheels, tmp_path_factory):
     torch = f"torch=={version('torch')}"
     subprocess.run([UV, "pip", "install", "-q", torch, *wheels], check=True, env=env)
     return folder / "bin"
+
+
+@pytest.fixture(scope="module")
+def core_alone(wheels, tmp_path_factory):
+    """An environment of torch and the core."""
+    folder = tmp_path_factory.mktemp("core") / "venv"
+    env = environment() | {"VIRTUAL_ENV": str(folder)}
+    subprocess.run([UV, "venv", "-q", "--python", sys.executable, folder], check=True, env=env)
+    (core,) = (w for w in wheels if w.name.startswith("quantry-"))
+    subprocess.run([UV, "pip", "install", "-q", f"torch=={version('torch')}", core], check=True, env=env)
+    return folder, env
+
+
+@pytest.mark.parametrize("path", METHODS)
+def test_a_method_alone_with_the_core_quantizes_saves_loads_and_multiplies(path, core_alone, tmp_path):
+    folder, env = core_alone
+    name, dist, types = METHODS[path]
+    build = [UV, "build", "-q", "--wheel", "--no-build-isolation", "--python", sys.executable]
+    subprocess.run([*build, ROOT / path, "-o", tmp_path], check=True, env=environment())
+    subprocess.run([UV, "pip", "install", "-q", *tmp_path.glob("*.whl")], check=True, env=env)
+    try:
+        done = subprocess.run(
+            [folder / "bin" / "python", "-I", "-c", METHOD, tmp_path, *types], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+    finally:
+        subprocess.run([UV, "pip", "uninstall", "-q", dist], check=True, env=env)
+    seen = json.loads(done.stdout)
+    assert seen["plugins"] == {"core": None, name: None}
+    for kind, (loaded, made, error, chosen) in seen["seen"].items():
+        assert loaded == made, kind
+        assert error < 1e-5, kind
+        assert chosen.startswith(f"{name}."), kind
 
 
 @pytest.fixture(scope="module")
