@@ -29,6 +29,7 @@ _SHAPES: Sequence[Shape] = (
     (7, 31),
     (2, 16, 256),
 )
+_NEAR = 0.03  # of a declared error: a quarter of a million normal weights give it to a per cent
 _DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 
 
@@ -36,7 +37,8 @@ class QuantizerSuite(Suite):
     """Subclass it and name a quantizer.
 
     max_error: bound on |w - dequantized| / |w| in the root mean square, for normal weights; None derives a
-    wide one from the bits per weight. Override `stats` where `needs` is not "none" or "importance".
+    wide one from the bits per weight and the declared error. Override `stats` where `needs` is not "none" or
+    "importance".
     """
 
     quantizer: ClassVar[Quantizer]
@@ -72,9 +74,22 @@ class QuantizerSuite(Suite):
         weight = _normal(case)
         qt = self._packed(weight)
         off = (qt.dequantize() - weight).square().mean().sqrt() / weight.square().mean().sqrt()
-        allowed = self.max_error if self.max_error is not None else max(2 ** (2 - qt.bits_per_weight), 0.05)
+        declared = 1.5 * (self.quantizer.expected_error or 0)  # few weights: one group may be worse than most
+        wide = max(2 ** (2 - qt.bits_per_weight), declared, 0.05)
+        allowed = self.max_error if self.max_error is not None else wide
         where = f"{self.quantizer.name} {list(case)}"
         assert off <= allowed, f"{where}: relative error {off:.3g}, allowed {allowed:.3g}"
+
+    def test_its_declared_error_is_what_it_makes(self) -> None:
+        q, shape = self.quantizer, (64, 4096)
+        if q.expected_error is None or q.why_not(shape, "f32") is not None:
+            return
+        weight = _normal(shape)
+        stats = torch.ones(shape[-1]) if q.needs == "importance" else None
+        qt = q.quantize(weight, q.layout_for(shape, "f32"), stats)
+        off = float((qt.dequantize() - weight).square().mean().sqrt() / weight.square().mean().sqrt())
+        near = abs(off / q.expected_error - 1) <= _NEAR
+        assert near, f"{q.name}: declares an error of {q.expected_error:.3g}, makes {off:.3g}"
 
     def test_gives_equal_bytes_twice(self, case: Shape) -> None:
         weight = _normal(case)
