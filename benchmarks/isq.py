@@ -33,10 +33,9 @@ SAMPLE_ROWS = 16384  # of HIDDEN columns, 64 MB
 
 _MISTRALRS = """
 import sys, time
-from mistralrs import Runner, Which, Architecture
+from mistralrs import Runner, Which
 start = time.perf_counter()
-Runner(which=Which.Plain(model_id=sys.argv[1], arch=Architecture.Llama, write_uqff=sys.argv[2]),
-       in_situ_quant=sys.argv[3])
+Runner(which=Which.Plain(model_id=sys.argv[1], write_uqff=sys.argv[2]), in_situ_quant=sys.argv[3])
 peak = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
 print(time.perf_counter() - start, peak * 1024)
 """
@@ -101,8 +100,24 @@ def checkpoint(folder: Path, gigabytes: float) -> int:
         "max_position_embeddings": 2048, "tie_word_embeddings": False, "rope_theta": 10000.0,
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config, indent=2))
+    tokenizer(folder)
     index.write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": placed}))
     return total
+
+
+def tokenizer(folder: Path) -> None:
+    """A byte-level tokenizer, without which no engine loads a folder."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2}
+    vocabulary |= {c: i + 3 for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    made = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    made.add_special_tokens(["<unk>", "<s>", "</s>"])
+    made.save(str(folder / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
 def _layer(i: int) -> Iterator[tuple[str, int, int]]:
@@ -158,6 +173,7 @@ def encoder_speed(name: str) -> float:
 def mistralrs(model: Path, name: str, scratch: Path) -> tuple[float, float]:
     """Seconds and peak MB of the package doing the same."""
     target = scratch / "theirs"
+    target.mkdir(exist_ok=True)
     command = [sys.executable, "-c", _MISTRALRS, str(model), str(target / f"{name}.uqff"), name]
     said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()
     return float(said[-2]), float(said[-1]) / 1e6
@@ -179,7 +195,7 @@ def table(document: dict[str, Any]) -> str:
         f"`quantry quantize` of {gigabytes:.1f} GB of bfloat16 on {document['machine']['threads']} threads of"
         f" {document['machine']['cpu']}",
         "",
-        "| type | seconds | MB/s of source | of the encoder alone | peak memory MB | output MB | over mistralrs |",
+        "| type | seconds | MB/s of source | of the encoder alone | peak MB | output MB | over mistralrs |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in document["rows"]:

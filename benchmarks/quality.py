@@ -37,9 +37,8 @@ CHUNK = 256  # tokens of context; logits of one chunk are 270 MB
 
 _MISTRALRS = """
 import sys
-from mistralrs import Runner, Which, Architecture
-Runner(which=Which.Plain(model_id=sys.argv[1], arch=Architecture.Gemma3, write_uqff=sys.argv[2]),
-       in_situ_quant=sys.argv[3])
+from mistralrs import Runner, Which
+Runner(which=Which.Plain(model_id=sys.argv[1], write_uqff=sys.argv[2]), in_situ_quant=sys.argv[3])
 """
 
 
@@ -106,7 +105,7 @@ def measured(
     print(json.dumps(row, ensure_ascii=False), file=sys.stderr, flush=True)
     if options.mistralrs:
         with tempfile.TemporaryDirectory() as scratch:
-            target = Path(scratch) / "theirs" / f"{name}.uqff"
+            target = Path(scratch) / f"{name}.uqff"
             command = [sys.executable, "-c", _MISTRALRS, str(options.folder), str(target), name]
             if subprocess.run(command, check=False, stdout=sys.stderr).returncode == 0:
                 model, tokenizer = quantry.load_model(target.parent, numerics="exact")
