@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from quantry.cli.show import progress
+from quantry.cli.progress import progress
 from quantry.testing.plugin import check_plugin, find
 
 __all__ = ["run_checks"]

@@ -10,7 +10,8 @@ from typing import Any
 
 import click
 
-from quantry.cli.show import json_option, print_json, print_table, progress
+from quantry.cli.progress import progress
+from quantry.cli.show import json_option, print_json, print_table
 
 __all__ = ["command"]
 

@@ -6,8 +6,9 @@ from typing import Literal
 
 import click
 
+from quantry.cli.isq_tables import show_width
 from quantry.cli.show import json_option, print_json
-from quantry.cli.tables import print_explanation, print_type_choice
+from quantry.cli.tables import print_explanation
 
 __all__ = ["command"]
 
@@ -57,20 +58,10 @@ _MEASURE: dict[bool | None, Literal["on", "off"] | None] = {True: "on", False: "
 @click.option("--all", "each", is_flag=True, help="One row per tensor instead of one per distinct weight.")
 @json_option
 def command(
-    model: str | None,
-    isq: int | None,
-    tensor: str | None,
-    device: str,
-    batch: int,
-    dtype: str,
-    numerics: str | None,
-    reference: bool,
-    measure: bool | None,
-    seconds: float,
-    forget: bool,
-    each: bool,
+    model: str | None, isq: int | None, tensor: str | None, device: str, batch: int, dtype: str,
+    numerics: str | None, reference: bool, measure: bool | None, seconds: float, forget: bool, each: bool,
     as_json: bool,
-) -> None:
+) -> None:  # fmt: skip
     """Which kernel runs each weight of MODEL on a device, and the reason of every candidate that does not.
 
     Or, with --isq WIDTH, which type a width stands for.
@@ -86,14 +77,8 @@ def command(
     if (model is None) == (isq is None):
         raise click.UsageError("name a MODEL, or a width with --isq")
     if isq is not None:
-        from quantry.isq_types import choose_type
-
         with quantry.use(numerics=mode, measure=_MEASURE[measure]):
-            choice = choose_type(isq, device, measure=measure is not False)
-        if as_json:
-            print_json(choice.as_json())
-        else:
-            print_type_choice(choice)
+            show_width(isq, device, measure is not False, as_json)
         return
     assert model is not None  # checked above
     with quantry.use(reference="allow" if reference else None, measure=_MEASURE[measure]):

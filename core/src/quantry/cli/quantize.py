@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from quantry.cli.show import json_option, parse_size, print_json, progress
-from quantry.cli.tables import print_isq
+from quantry.cli.isq_tables import print_isq
+from quantry.cli.progress import progress
+from quantry.cli.show import json_option, parse_size, print_json
 
 if TYPE_CHECKING:
     from torch import Tensor

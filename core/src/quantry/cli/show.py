@@ -1,14 +1,12 @@
-"""How results look: JSON, tables, sizes; progress on stderr."""
+"""How results look: JSON, tables, sizes."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import sys
-import time
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 __all__ = [
-    "count_text", "json_option", "parse_size", "print_json", "print_table", "progress", "size_text", "stdout",
+    "count_text", "json_option", "parse_size", "print_json", "print_table", "size_text", "stdout",
 ]  # fmt: skip
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kKmMgGtT])(i)?)?[bB]?")
@@ -98,33 +96,3 @@ def parse_size(text: str) -> int:
         raise UsageError(f"{text!r} is no size", hint="Write it as 800MB or 2GB.")
     power = " kmgt".index((match[2] or " ").lower())
     return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
-
-
-class Tick(Protocol):
-    """Told how much is done, of how much, of what; and how many tensors are whole."""
-
-    def __call__(self, done: float, total: float, name: str, tensors: int = 0, /) -> None: ...
-
-
-@contextlib.contextmanager
-def progress(what: str, sizes: bool = False) -> Iterator[Tick]:
-    """A bar on stderr, shown on a terminal only. sizes: what is counted are bytes of tensors."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    console = Console(stderr=True)
-    columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%")]
-    if sizes:
-        columns += [TransferSpeedColumn(), TextColumn("{task.fields[rate]:.1f} tensors/s")]
-    shown = Progress(
-        *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
-    )
-    start = time.perf_counter()
-    with shown as bar:
-        task = bar.add_task(what, total=None, rate=0.0)
-
-        def tick(done: float, total: float, name: str, tensors: int = 0, /) -> None:
-            rate = tensors / max(time.perf_counter() - start, 1e-9)
-            bar.update(task, completed=done, total=total, description=f"{what} {name}", rate=rate)
-
-        yield tick
