@@ -23,11 +23,11 @@ _FUSED = re.compile(r"(?P<stem>.+\.experts)\.gate_up_proj(?P<leaf>\.weight)?\Z")
 
 
 class _Part(NamedTuple):
-    """Rows `first` to `first + count` of every expert of a tensor; count None: all of them."""
+    """`rows` rows of every expert of a tensor, from `first` on; None: all of them."""
 
     name: str
     first: int = 0
-    count: int | None = None
+    rows: int | None = None
 
 
 def unfused(source: WeightSource) -> WeightSource:
@@ -65,7 +65,7 @@ class _Unfused:
         listed = [entry for name, entry in entries.items() if name not in taken]
         for name, part in parts.items():
             whole = entries[part.name]
-            shape = whole.shape if part.count is None else (whole.shape[0], part.count, whole.shape[2])
+            shape = whole.shape if part.rows is None else (whole.shape[0], part.rows, whole.shape[2])
             listed.append(replace(whole, name=name, shape=shape, ops=("experts",)))
         self._entries = listed
 
@@ -79,4 +79,4 @@ class _Unfused:
         if part is None:
             return self._source.load(name, rows)
         qt = self._source.load(part.name, rows)
-        return qt if part.count is None else qt.narrow(-2, part.first, part.count)
+        return qt if part.rows is None else qt.narrow(-2, part.first, part.rows)
