@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
+import struct
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import quantry
 from quantry import GroupedAffine, canonical_name, save_uqff
@@ -39,15 +41,15 @@ READABLE = [name for name, tag in TAG.items() if tag in TAGS]
 WRITABLE = [name for name in READABLE if canonical_name(name) in quantry.registry().quantizers]
 
 # ids; the word of id 5 is "w5", and of an id below 3 nothing
-PROMPTS = torch.randint(3, 288, (16, 5), generator=torch.Generator().manual_seed(0)).tolist()
+PROMPTS = torch.randint(3, 288, (24, 5), generator=torch.Generator().manual_seed(0)).tolist()
 
 # one model load each; in a process of its own, which may hang or crash without the tests
 _RUN = """
 import json, sys
 from mistralrs import CompletionRequest, ModelDType, Runner, Which
 options = json.loads(sys.argv[1])
-isq = options.pop("isq", None)
-runner = Runner(which=Which.Plain(dtype=ModelDType.F32, **options), in_situ_quant=isq)
+isq, dtype = options.pop("isq", None), getattr(ModelDType, options.pop("dtype", "F32"))
+runner = Runner(which=Which.Plain(dtype=dtype, **options), in_situ_quant=isq)
 for prompt in json.loads(sys.argv[2]) if isq is None else ():
     request = CompletionRequest(model="x", prompt=prompt, max_tokens=1, temperature=0.0)
     print("TEXT", runner.send_completion_request(request).choices[0].text, flush=True)
@@ -81,6 +83,7 @@ def write_model(folder: Path, config) -> Path:
             torch.nn.init.normal_(parameter, 0.0, 0.08)
     model.float().save_pretrained(folder)
     stated = json.loads((folder / "config.json").read_text())
+    stated["num_experts"] = stated.get("num_local_experts")  # transformers 5 renamed it
     stated |= {
         "rope_theta": 10000.0,
         "use_sliding_window": False,
@@ -130,9 +133,10 @@ def source(tmp_path_factory):
     return make
 
 
-MARGIN = 0.05
-"""Of the logits' spread. mistral.rs rounds activations to int8 per 32 for ggml types, which costs 0.2 % of a
-dot product's spread in each of 8 products, and keeps keys and values in f16; more than that decides."""
+MARGIN = 0.12
+"""Of the logits' spread. mistral.rs rounds activations to int8 per 32 or 256, which costs up to 0.7 % of a
+dot product's spread in each of 8 products: 2 % of a logit, 3 % of a difference of two; four times that
+decides."""
 
 
 def likeliest(folder: Path) -> list[str | None]:
@@ -142,8 +146,19 @@ def likeliest(folder: Path) -> list[str | None]:
         logits = model(input_ids=torch.tensor(PROMPTS)).logits[:, -1]
     scores, best = logits.topk(2)
     clear = scores[:, 0] - scores[:, 1] > MARGIN * logits.std(-1)
-    words = [tokenizer.decode([i], skip_special_tokens=True).strip() for i in best[:, 0].tolist()]
+    words = [tokenizer.decode([i]).strip() for i in best[:, 0].tolist()]
+    words = ["" if word.startswith("<") else word for word in words]
     return [word if sure else None for word, sure in zip(words, clear.tolist(), strict=True)]
+
+
+def dense(folder: Path) -> Path:
+    """The same numbers as a plain checkpoint: no kernel looks up rows of HQQ's groups, which span rows."""
+    ckpt, target = quantry.open(folder), folder / "dense"
+    target.mkdir()
+    save_file({name: ckpt[name].dequantize() for name in ckpt}, target / "model.safetensors")
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(folder / name, target)
+    return target
 
 
 @pytest.mark.parametrize("isq", [name for name in WRITABLE if name not in UNRUNNABLE])
@@ -157,11 +172,112 @@ def test_mistralrs_continues_what_we_write_as_we_do(source, tmp_path, isq):
 def agrees(folder):
     words, said = mistralrs(model_id=folder, from_uqff="x-0.uqff")
     assert len(words) == len(PROMPTS), said[-2000:]
-    ours = likeliest(folder)
+    rowless = any(entry.layout.step(-2) is None for entry in quantry.open(folder).entries())
+    ours = likeliest(dense(folder) if rowless else folder)
     sure = [(mine, theirs) for mine, theirs in zip(ours, words, strict=True) if mine is not None]
-    assert len(sure) >= len(PROMPTS) // 2
+    assert len(sure) >= len(PROMPTS) // 3
     assert [mine for mine, _ in sure] == [theirs for _, theirs in sure]
     assert len({mine for mine, _ in sure}) > 3  # it is no constant
+
+
+BIASED = [name for name in ("q8_0", "hqq4", "fp8", "f8q8", "afq4") if name in WRITABLE]
+
+
+@pytest.mark.parametrize("isq", BIASED)
+def test_layers_with_a_bias_run_in_the_type_of_their_bias(source, tmp_path, isq):
+    """mistral.rs writes float8 biases for fp8, which it cannot add; ours keep the source type. HQQ casts."""
+    quantize_checkpoint(source("qwen2"), tmp_path / "x.uqff", isq)
+    agrees(tmp_path)
+    words, said = mistralrs(model_id=tmp_path, from_uqff="x-0.uqff", dtype="BF16")
+    if isq == "hqq4":
+        assert len(words) == len(PROMPTS)
+    else:
+        assert words == []
+        assert "dtype mismatch in add, lhs: BF16, rhs: F32" in said
+
+
+@pytest.mark.skipif("mxfp4" not in WRITABLE, reason="no installed plugin writes mxfp4")
+def test_mxfp4_layers_with_a_bias_run_in_bf16_only(source, tmp_path):
+    quantize_checkpoint(source("qwen2"), tmp_path / "x.uqff", "mxfp4")
+    words, said = mistralrs(model_id=tmp_path, from_uqff="x-0.uqff")
+    assert words == []
+    assert "dtype mismatch in add, lhs: F32, rhs: BF16" in said
+    assert len(mistralrs(model_id=tmp_path, from_uqff="x-0.uqff", dtype="BF16")[0]) == len(PROMPTS)
+
+
+@pytest.mark.parametrize("isq", [name for name in ("q8_0", "afq8") if name in WRITABLE])
+def test_expert_stacks_run_but_for_afq_off_metal(source, tmp_path, isq):
+    """Its CPU and CUDA products of AFQ stacks take no notice of which experts were chosen."""
+    quantize_checkpoint(source("qwen3_moe"), tmp_path / "x.uqff", isq)
+    assert quantry.verify(tmp_path, strict=True) == []
+    if isq == "q8_0":
+        agrees(tmp_path)
+        return
+    words, said = mistralrs(model_id=tmp_path, from_uqff="x-0.uqff")
+    assert words == []
+    assert "AfqLayer as mistralrs_quant::QuantMethod>::gather_forward_raw" in said
+
+
+INT4 = GroupedAffine(4, 32, "in", "int", "f16")
+
+
+def with_int4(source, tmp_path, **options):
+    """The folder of a model whose q_proj is GPTQ's kind of weight, the rest dense."""
+    dense = quantry.open(source)
+    held = {name: dense[name].buffers["weight"] for name in dense}
+    name = next(name for name in held if name.endswith("q_proj.weight"))
+    held[name] = random_weight(INT4, tuple(held[name].shape))
+    files = {n: source / n for n in ("tokenizer.json", "tokenizer_config.json")}
+    save_uqff(tmp_path / "x.uqff", held, config=dense.config, files=files, **options)
+    return tmp_path
+
+
+def test_mistralrs_refuses_the_extension_before_it_loads_anything(source, tmp_path):
+    words, said = mistralrs(model_id=with_int4(source("llama"), tmp_path), from_uqff="x-0.uqff")
+    assert words == []
+    assert "ValueError: QuantizedSerdeType 255 is invalid." in said
+
+
+@pytest.mark.parametrize(
+    "portable",
+    [
+        pytest.param(True, marks=pytest.mark.skipif(4 not in TAGS, reason="no installed plugin has tag 4")),
+        "q8_0",
+    ],
+)
+def test_mistralrs_runs_what_was_made_portable(source, tmp_path, portable):
+    agrees(with_int4(source("llama"), tmp_path, portable=portable))
+    assert [p for p in quantry.verify(tmp_path, strict=True) if "fell back" not in p.problem] == []
+
+
+def blob(held, key) -> bytes:
+    """A layer of tag 0 as UQFF 0.2 stored it."""
+    weight, shape = held[f"{key}.weight"], held[f"{key}.weight.shape"].tolist()
+    code = held[f"{key}.weight.dtype"].item()
+    head = struct.pack("<IBIBII", 0x200, 0, weight.numel(), 0, code, len(shape))
+    return head + struct.pack(f"<{len(shape)}I", *shape) + bytes(weight.tolist())
+
+
+def test_a_0_x_folder_is_kept_as_one_that_mistralrs_reads(source, tmp_path):
+    quantize_checkpoint(source("llama"), tmp_path / "new" / "x.uqff", "q8_0")
+    old = shutil.copytree(tmp_path / "new", tmp_path / "old")
+    held = load_file(old / "x-0.uqff")
+    order = [f"self_attn.{n}_proj" for n in "qkvo"] + [f"mlp.{n}_proj" for n in ("gate", "up", "down")]
+    keys = ["lm_head", *(f"model.layers.0.{part}" for part in order)]
+    blobs = {str(i): torch.tensor(list(blob(held, key)), dtype=torch.uint8) for i, key in enumerate(keys)}
+    save_file(blobs, old / "x-0.uqff")
+    rest = load_file(old / "residual.safetensors")
+    rest["model.embed_tokens.weight"] = quantry.open(source("llama"))[
+        "model.embed_tokens.weight"
+    ].dequantize()
+    save_file(rest, old / "residual.safetensors")
+    (old / "uqff_report.json").unlink()
+    assert mistralrs(model_id=old, from_uqff="x-0.uqff")[0] == []
+    assert quantry.verify(old) == []
+    quantize_checkpoint(old, tmp_path / "again" / "x.uqff", "keep")
+    agrees(tmp_path / "again")
+    model, again = (likeliest(tmp_path / where) for where in ("old", "again"))
+    assert model == again
 
 
 @pytest.mark.parametrize("isq", [name for name in WRITABLE if name in UNRUNNABLE])
@@ -177,6 +293,10 @@ def test_we_read_what_mistralrs_writes(source, tmp_path, isq):
     _, said = mistralrs(model_id=source("llama"), isq=isq, write_uqff=tmp_path / "x.uqff")
     assert (tmp_path / "x-0.uqff").exists(), said[-2000:]
     assert quantry.verify(tmp_path, strict=True) == []
+    if isq in WRITABLE:
+        (theirs,) = json.loads((tmp_path / "uqff_report.json").read_text())["outputs"]
+        planned = quantize_checkpoint(source("llama"), tmp_path / "ours" / "x.uqff", isq, dry_run=True)
+        assert planned.outputs[0].as_json() == theirs
     dense, ckpt = quantry.open(source("llama")), quantry.open(tmp_path)
     assert set(ckpt) == set(dense)
     packed = [name for name in ckpt if ckpt.entry(name).layout.family != "dense"]

@@ -194,7 +194,7 @@ FORMAT = f"{KEY}.format"
         ),
         (lambda h: h | {KEY[:-6] + "bias": torch.ones(5)}, HeaderError, KEY[:-6] + "bias", "floats of"),
         (lambda h: h | {KEY[:-6] + "bias": torch.ones(4).int()}, HeaderError, KEY[:-6] + "bias", "floats of"),
-        (lambda h: {str(i): v for i, v in enumerate(h.values())}, HeaderError, None, "UQFF 0.x"),
+        (lambda h: {str(i): v for i, v in enumerate(h.values())}, FormatError, None, "num_hidden_layers is"),
     ],
 )
 def test_each_lie_of_a_shard_has_its_error(saved, change, error, tensor, words):

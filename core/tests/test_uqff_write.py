@@ -10,8 +10,7 @@ import pytest
 import torch
 from toys import packed, tensors
 
-import quantry
-from quantry import QuantizedTensor, QuantryError, ShapeError, UsageError, save_uqff
+from quantry import QuantryError, ShapeError, UsageError, save_uqff
 
 pytestmark = pytest.mark.usefixtures("toys")
 
@@ -87,15 +86,3 @@ def test_what_a_killed_process_leaves_is_undone_by_the_next_writer(tmp_path, at)
     with pytest.raises(UsageError):  # it fails, after it has cleaned up
         save_uqff(tmp_path / "x.uqff", {}, config={"x": object()})
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
-
-
-def test_no_installed_tag_is_a_sentence(tmp_path):
-    affine = quantry.registry().layout("affine:b4,g32,in,mid,f16")
-    buffers = {
-        n: torch.zeros(s.shape, dtype=quantry.torch_dtype(s.dtype))
-        for n, s in affine.buffers((2, 64)).items()
-    }
-    with pytest.raises(ShapeError, match="UQFF cannot store affine") as e:
-        save_uqff(tmp_path / "x.uqff", {"a.weight": QuantizedTensor(affine, (2, 64), buffers)})
-    assert e.value.tensor == "a.weight"
-    assert list(tmp_path.iterdir()) == []

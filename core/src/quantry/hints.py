@@ -7,7 +7,12 @@ import importlib.metadata
 __all__ = ["dist_for_family", "dist_for_method", "dist_for_suffix", "dist_for_tag", "what_to_install"]
 
 # a directory of published dists, as a phone book is: nothing in the core behaves differently by it
-_FAMILY = {"ggml": "quantry-gguf", "ggml_panel": "quantry-gguf"}
+_FAMILY = {
+    "ggml": "quantry-gguf",
+    "ggml_panel": "quantry-gguf",
+    "f8q8": "quantry-fp8",
+    "f8q8_panel": "quantry-fp8",
+}
 _SUFFIX = {".gguf": "quantry-gguf"}
 _METHOD = {
     "gptq": "quantry-gptq",

@@ -87,8 +87,16 @@ def plan_layer(
                 tensor=f"{key}.bias",
             )
     extended = codec.tag == EXTENSION_TAG
-    report = LayerReport(key, codec.label(layout), shape, default, resolved, reason, extended)
+    report = LayerReport(
+        key, codec.label(layout), _told(codec, layout, shape), default, resolved, reason, extended
+    )
     return PlannedLayer(key, codec, layout, shape, bias, report)
+
+
+def _told(codec: UqffCodec, layout: Layout, shape: Shape) -> Shape:
+    """The shape in the report: as in mistral.rs that of `<key>.weight`, where no entry states the own one."""
+    entries = codec.entries(layout, shape)
+    return shape if any(suffix.endswith(".shape") for suffix in entries) else entries[""].shape
 
 
 def codec_for(

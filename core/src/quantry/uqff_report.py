@@ -24,6 +24,7 @@ class LayerReport:
     """How one layer is stored. default_target: the type asked for; resolved_target: after promotion and pins.
 
     Both are None for layers that were not to be quantized. reason: why `stored` is not `resolved_target`.
+    extension: no tag of UQFF stores it; `stored` is the layout's text.
     """
 
     module: str
@@ -32,6 +33,7 @@ class LayerReport:
     default_target: str | None = None
     resolved_target: str | None = None
     reason: str | None = None
+    extension: bool = False
 
     @property
     def is_fallback(self) -> bool:
@@ -46,6 +48,9 @@ class OutputReport:
     quant: str
     shards: tuple[str, ...]
     layers: tuple[LayerReport, ...]
+    declared_layers: int | None = None
+    declared_counts: Mapping[str, int] | None = None
+    """What a report that was read says of itself, right or wrong."""
 
     @property
     def actual_counts(self) -> dict[str, int]:
@@ -57,6 +62,18 @@ class OutputReport:
         """Layers stored otherwise than resolved."""
         return tuple(layer for layer in self.layers if layer.is_fallback)
 
+    @property
+    def note(self) -> str | None:
+        """The sentence for whoever wrote layers in the extension, None where every layer has a tag."""
+        stored = Counter(layer.stored for layer in self.layers if layer.extension)
+        if not stored:
+            return None
+        kinds = ", ".join(f"{layout} ({n})" for layout, n in sorted(stored.items()))
+        return (
+            f"{stored.total()} of {len(self.layers)} layers are in Quantry's extension of UQFF, which"
+            f" mistral.rs refuses: {kinds}. --portable writes what it reads."
+        )
+
     def as_json(self, details: bool = True) -> dict[str, Any]:
         """The output's object, keys in mistral.rs' order."""
         found: dict[str, Any] = {
@@ -66,6 +83,8 @@ class OutputReport:
             "actual_counts": self.actual_counts,
             "fallback_count": len(self.fallbacks),
         }
+        if (extensions := sum(layer.extension for layer in self.layers)) > 0:
+            found["extension_count"] = extensions
         if self.fallbacks:
             found["fallbacks"] = [_fallback(layer) for layer in self.fallbacks]
         if details and self.layers:
@@ -108,9 +127,13 @@ def read_report(source: Source) -> list[OutputReport] | None:
 
 def _parse_output(output: Mapping[str, Any]) -> OutputReport:
     """`layer_details` is optional in the file; a report without them has no layers here."""
-    shards = output["shards"]
+    shards, count, counts = output["shards"], output.get("layers"), output.get("actual_counts")
     if not isinstance(shards, list):
         raise TypeError("shards is not a list")
+    if count is not None and type(count) is not int:
+        raise TypeError("layers is not a number")
+    if counts is not None and not (isinstance(counts, dict) and all(type(n) is int for n in counts.values())):
+        raise TypeError("actual_counts are not numbers")
     return OutputReport(
         _text(output["quant"]),
         tuple(_text(shard) for shard in shards),
@@ -123,6 +146,8 @@ def _parse_output(output: Mapping[str, Any]) -> OutputReport:
             )
             for layer in output.get("layer_details", [])
         ),
+        count,
+        counts,
     )
 
 

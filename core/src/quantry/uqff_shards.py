@@ -11,10 +11,21 @@ from quantry.errors import DuplicateTensor, FormatError, HeaderError, UsageError
 from quantry.safetensors_format import StoredIn
 from quantry.safetensors_header import parse_header
 from quantry.source import Source
+from quantry.uqff_legacy import legacy_places
 from quantry.uqff_report import read_report
 
-__all__ = ["VERSION", "VERSION_KEYS", "Entries", "outputs", "read_entries", "shards_of"]
+__all__ = [
+    "RESIDUAL",
+    "VERSION",
+    "VERSION_KEYS",
+    "Entries",
+    "outputs",
+    "read_entries",
+    "shards_of",
+    "stem_of",
+]
 
+RESIDUAL = "residual.safetensors"
 VERSION = (1, 2, 0)
 VERSION_KEYS = ("uqff.version.major", "uqff.version.minor", "uqff.version.patch")
 
@@ -77,8 +88,17 @@ def shards_of(source: Source) -> tuple[str, ...]:
     return shards
 
 
+def stem_of(name: str) -> str | None:
+    """ "x" for `x-3.uqff`, None for a file of another name."""
+    match = _SHARD.match(name)
+    return None if match is None else match["stem"]
+
+
 def read_entries(source: Source, shards: tuple[str, ...]) -> Entries:
-    """The shards' headers as one. Raises FormatError for duplicates, legacy files and unreadable versions."""
+    """The shards' headers as one, those of UQFF 0.x under the names of 1.x.
+
+    Raises FormatError for duplicates, unreadable versions and blobs of 0.x that lie.
+    """
     places: dict[str, StoredIn] = {}
     metadata: dict[str, Mapping[str, str]] = {}
     versions: dict[str, StoredIn] = {}
@@ -101,13 +121,9 @@ def read_entries(source: Source, shards: tuple[str, ...]) -> Entries:
             else:
                 places[name] = here
     first = source.root / shards[0]
-    if places and all(name.isdecimal() for name in places):
-        raise HeaderError(
-            "is a UQFF 0.x file: its tensors have numbers, no names, so no reader can place them without the"
-            " architecture's layer order; mistral.rs dropped this format too",
-            file=first,
-            hint="Quantize the original model again: quantry quantize MODEL -o OUT --isq TYPE",
-        )
+    if places and not versions and all(name.isdecimal() for name in places):
+        legacy, version = legacy_places(source, places)
+        return Entries(shards, legacy, _by_layer(legacy), metadata, version)
     return Entries(shards, places, _by_layer(places), metadata, _version(versions, first))
 
 

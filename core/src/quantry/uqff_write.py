@@ -12,12 +12,13 @@ from quantry.dtypes import dtype_name
 from quantry.errors import UsageError
 from quantry.layout import BufferSpec, Layout, Shape
 from quantry.layouts.dense import Dense
-from quantry.roles import role_of
+from quantry.roles import Role, role_of
 from quantry.staging import StagedFolder
 from quantry.stream import write_safetensors
 from quantry.tensor import QuantizedTensor
 from quantry.uqff import RESIDUAL
 from quantry.uqff_output import SHARD_BYTES, VERSION_TEXT, OutputWriter, metadata, plan_layer
+from quantry.uqff_portable import EXACT, portable_weight
 from quantry.uqff_report import REPORT, OutputReport, report_json
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def save_uqff(
     files: Mapping[str, Path | bytes] | None = None,
     shard_bytes: int = SHARD_BYTES,
     base_model: str | None = None,
+    portable: bool | str = False,
 ) -> tuple[Path, ...]:
     """Write weights as UQFF: `d/x.uqff` gives `d/x-0.uqff` …, `residual.safetensors`, a config, a report.
 
@@ -48,11 +50,16 @@ def save_uqff(
     their names end in `.weight`. Norms, routers and the rest go to the residual file, as do dense tensors of
     other names. biases: by the layer's name (`x`, `x.weight` or `x.bias`); a bias among `tensors` counts as
     well. config: without its `quantization_config`s. files: more files to put beside (tokenizer), by name.
-    Returns the shards' paths. Raises ShapeError for a layout that no UQFF tag stores; on any failure the
-    folder is as it was.
+    portable: what becomes of layouts that no UQFF tag stores. False: Quantry's extension, which mistral.rs
+    refuses. True or "exact": they are rewritten without changing a number, or ShapeError names the layer. An
+    ISQ type ("q8_0"): those without an exact way are quantized anew to it.
+    Returns the shards' paths; on any failure the folder is as it was.
     """
     folder, stem = output_place(Path(path))
     packed, residual, layer_biases = _sorted_out(tensors, biases or {})
+    if portable:
+        to = EXACT if portable is True else portable
+        packed = {key: portable_weight(f"{key}.weight", qt, to) for key, qt in packed.items()}
     layers = [
         plan_layer(key, qt.layout, qt.shape, _spec(layer_biases[key]) if key in layer_biases else None)
         for key, qt in packed.items()
@@ -110,15 +117,15 @@ def without_quantization(value: Any) -> Any:
     return [without_quantization(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
-def is_layer(name: str, layout: Layout, shape: Shape) -> bool:
-    """Whether a weight is a UQFF layer rather than a residual tensor."""
+def is_layer(name: str, layout: Layout, shape: Shape, role: Role | None = None) -> bool:
+    """Whether a weight is a UQFF layer rather than a residual tensor. role: where it is known."""
     if layout.family != "dense":
         return True
     floats = isinstance(layout, Dense) and layout.dtype in ("f32", "f16", "bf16")
     return (
         floats
         and name.endswith(".weight")
-        and role_of(name, shape) in ("linear", "embedding", "head", "experts")
+        and (role or role_of(name, shape)) in ("linear", "embedding", "head", "experts")
     )
 
 
