@@ -123,6 +123,7 @@ def quantize_checkpoint(
     nan_policy: NanPolicy = "refuse",
     device: str = "cpu",
     requantize: bool = False,
+    portable: str | None = None,
     dry_run: bool = False,
     shard_bytes: int = SHARD_BYTES,
     config: Mapping[str, Any] | None = None,
@@ -135,7 +136,8 @@ def quantize_checkpoint(
     writes every weight in the type it has. selection: which tensors. config, files: of the model; by default
     those beside a Hugging Face checkpoint, or what a runtime exports from a format with names of its own.
     jobs: workers, one per core. max_memory: bytes the process may use. nan_policy: "zero" writes 0 for NaN
-    and Inf. device: where a width is to run. dry_run: only plan.
+    and Inf. device: where a width is to run. portable: as in `make_plan`; without it layouts that mistral.rs
+    does not know go to Quantry's extension of UQFF. dry_run: only plan.
 
     The output appears when it is whole; after any failure the folder is as it was. After a kill the same call
     goes on where the killed one was, provided that sources, plan and versions are the same.
@@ -161,7 +163,13 @@ def quantize_checkpoint(
     tied = bool((config or {}).get("tie_word_embeddings"))
     plans = {
         stem: make_plan(
-            weights, quantizer, selection, tied=tied, requantize=requantize, shard_bytes=shard_bytes
+            weights,
+            quantizer,
+            selection,
+            tied=tied,
+            requantize=requantize,
+            portable=portable,
+            shard_bytes=shard_bytes,
         )
         for stem, quantizer in stems.items()
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +26,7 @@ from quantry.uqff_output import (
     plan_layer,
     plan_shards,
 )
+from quantry.uqff_portable import Rewrite, has_tag, portable_quantizer, portable_rewrite
 from quantry.uqff_write import is_layer
 
 __all__ = [
@@ -43,6 +44,7 @@ Organization = Literal["default", "moqe"]
 
 _DEFAULT_ROLES: tuple[Role, ...] = ("linear", "embedding", "head", "experts")
 _FLOATS = ("f32", "f16", "bf16")
+_NOMINAL: Shape = (256, 256)  # fits every type
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,12 +98,18 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What a weight becomes. quantizer None: it stays as it is. reason: why it is not what was resolved."""
+    """What a weight becomes. quantizer None: it stays as it is, or is rewritten without changing a number.
+
+    reason: why it is not what was resolved.
+    """
 
     quantizer: Quantizer | None
     layout: Layout
     resolved: Quantizer | None = None
     reason: str | None = None
+    rewrite: Rewrite | None = None
+    portable: bool = False
+    """Quantized anew on request, because mistral.rs has no tag for what it was."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +121,7 @@ class PlannedTensor:
     source_layout: Layout
     quantizer: Quantizer | None
     bias: str | None = None
+    rewrite: Rewrite | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +142,8 @@ class Plan:
     @property
     def shards_bytes(self) -> int:
         """Exact size of the shards."""
-        return sum(file_bytes(specs, metadata()) for specs in plan_shards(self.layers, self.shard_bytes))
+        notes = metadata(self.layers)
+        return sum(file_bytes(specs, notes) for specs in plan_shards(self.layers, self.shard_bytes))
 
     @property
     def residual_bytes(self) -> int:
@@ -148,16 +158,19 @@ def make_plan(
     *,
     tied: bool = False,
     requantize: bool = False,
+    portable: str | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> Plan:
     """What becomes of every tensor of `source`.
 
     quantizer: None keeps every weight in the type it has. tied: an output head beside an embedding is a copy
     of it and is left out. requantize: permit quantizing weights that are packed already in another type, at a
-    loss. Raises UsageError where that is needed and not permitted, or where the selection takes nothing.
+    loss. portable: only what mistral.rs reads; "exact" rewrites packed weights without changing a number, the
+    name of a type quantizes those anew that have no such way. Raises UsageError where permission is needed
+    and not given, or where the selection takes nothing, ShapeError for a weight that cannot be portable.
     """
     selection = selection or Selection()
-    if quantizer is not None:
+    if quantizer is not None and portable is not None:
         _check_tag(quantizer)
     entries = {entry.name: entry for entry in source.entries()}
     left_out = _tied_heads(entries, selection) if tied else {}
@@ -166,9 +179,12 @@ def make_plan(
     refused: list[str] = []
     for name, (shape, parts) in groups.items():
         choice = _choice(name, shape, parts[0].layout, quantizer, selection)
+        if choice is not None and choice.quantizer is None and portable is not None:
+            choice = _made_portable(name, shape, choice, portable)
         if choice is None or not name.endswith(".weight"):
             continue
-        if choice.quantizer is not None and parts[0].layout.family != "dense" and not requantize:
+        anew = choice.quantizer is not None and parts[0].layout.family != "dense"
+        if anew and not requantize and not choice.portable:
             refused.append(name)
         tensors.append(_planned(name, shape, parts, choice, quantizer, entries))
     if refused:
@@ -195,13 +211,14 @@ def choose(
 ) -> Choice:
     """The type a weight gets: as asked, promoted where sensitive, else a fallback that fits, else dense.
 
-    dtype: of the source weight. pinned: take the type as it is, without promotion. for_uqff: only types with
-    a tag.
+    dtype: of the source weight. pinned: take the type as it is, without promotion. for_uqff: only what UQFF
+    stores, and where the type has a tag of mistral.rs' only what that stores: its file stays readable there.
     """
     known = registry().quantizers
     resolved = quantizer
     if role in ("embedding", "head") and quantizer.sensitive is not None and not pinned:
         resolved = known.get(canonical_name(quantizer.sensitive), quantizer)
+    extension = for_uqff and not has_nominal_tag(resolved)
     reasons = []
     for name in (resolved.name, *resolved.fallback):
         candidate = known.get(canonical_name(name)) if name != resolved.name else resolved
@@ -211,7 +228,7 @@ def choose(
         reason = candidate.why_not(shape, dtype)
         if reason is None:
             layout = candidate.layout_for(shape, dtype)
-            reason = _unstorable(layout, shape) if for_uqff else None
+            reason = _unstorable(layout, shape, extension) if for_uqff else None
             if reason is None:
                 return Choice(candidate, layout, resolved, "; ".join(reasons) or None)
         reasons.append(f"{name}: {reason}")
@@ -222,18 +239,40 @@ def label_of(quantizer: Quantizer | None) -> str:
     """The type's name in UQFF files and reports: mistral.rs writes "q4k" for q4_k; "mixed" where kept."""
     if quantizer is None:
         return "mixed"
-    layout = quantizer.layout_for((256, 256), "f32")
-    label = next((c.label(layout) for c in registry().codecs if c.family == layout.family), quantizer.name)
+    layout = quantizer.layout_for(_NOMINAL, "f32")
+    label = quantizer.name
+    if has_nominal_tag(quantizer):
+        label = codec_for(layout, _NOMINAL, "", extension=False).label(layout)
     same = canonical_name(label) == canonical_name(quantizer.name)
     return label if same else quantizer.name
 
 
+def has_nominal_tag(quantizer: Quantizer) -> bool:
+    """Whether mistral.rs has a tag for the type, apart from shapes."""
+    return has_tag(quantizer.layout_for(_NOMINAL, "f32"), _NOMINAL)
+
+
 def _check_tag(quantizer: Quantizer) -> None:
-    nominal = quantizer.layout_for((256, 256), "f32")
-    if all(codec.family != nominal.family for codec in registry().codecs):
+    if not has_nominal_tag(quantizer):
         raise UsageError(
-            f"UQFF has no tag for {quantizer.name} ({nominal})", hint="Choose a type that mistral.rs has."
+            f"mistral.rs has no tag for {quantizer.name} ({quantizer.layout_for(_NOMINAL, 'f32')})",
+            hint="Choose a type that it has, or leave --portable out.",
         )
+
+
+def _made_portable(name: str, shape: Shape, choice: Choice, portable: str) -> Choice:
+    """A weight that stays as it is, as something that mistral.rs has a tag for."""
+    rewrite = portable_rewrite(choice.layout, shape)
+    if rewrite is not None:
+        return replace(choice, layout=rewrite.target, rewrite=rewrite if rewrite.way else None)
+    quantizer = portable_quantizer(portable)
+    if quantizer is None:
+        codec_for(choice.layout, shape, name, extension=False)  # raises, with the remedies
+        raise AssertionError("a layout without a rewrite has no tag")
+    made = choose(quantizer, "linear", shape, "f32", pinned=True)
+    if made.quantizer is None:
+        raise ShapeError(f"cannot be made portable as {quantizer.name}: {made.reason}", tensor=name)
+    return replace(made, portable=True)
 
 
 def _choice(
@@ -272,11 +311,11 @@ def _planned(
     spec = None if bias is None else _only_buffer(bias)
     family = None
     if choice.reason is not None and choice.quantizer is not None and choice.resolved is not None:
-        family = choice.resolved.layout_for((256, 256), "f32").family
+        family = choice.resolved.layout_for(_NOMINAL, "f32").family
     layer = plan_layer(key, choice.layout, shape, spec, default, resolved, choice.reason, family)
     sources = tuple(entry.name for entry in parts)
     return PlannedTensor(
-        layer, sources, parts[0].layout, choice.quantizer, None if bias is None else bias.name
+        layer, sources, parts[0].layout, choice.quantizer, None if bias is None else bias.name, choice.rewrite
     )
 
 
@@ -318,9 +357,9 @@ def _tied_heads(entries: Mapping[str, TensorEntry], selection: Selection) -> dic
     return {name: "tied to the embedding" for name, role in roles.items() if role == "head"}
 
 
-def _unstorable(layout: Layout, shape: Shape) -> str | None:
+def _unstorable(layout: Layout, shape: Shape, extension: bool) -> str | None:
     try:
-        codec_for(layout, shape, "")
+        codec_for(layout, shape, "", extension=extension)
     except ShapeError as e:
         return e.problem
     return None

@@ -324,7 +324,8 @@ class _Run:
     def _packed(self, task: _Task, block: QuantizedTensor, first_row: int) -> QuantizedTensor:
         quantizer, layer = task.tensor.quantizer, task.tensor.layer
         if quantizer is None:
-            return block
+            rewrite = task.tensor.rewrite
+            return block if rewrite is None else rewrite.apply(block)
         name = f"{layer.key}.weight"
         weight = block.buffers["weight"] if isinstance(block.layout, Dense) else block.dequantize()
         if self._options.nan_policy == "zero":

@@ -61,6 +61,8 @@ def print_isq(done: IsqResult, dry_run: bool) -> None:
     )
     for layer in (layer for output in done.outputs for layer in output.fallbacks):
         click.echo(f"{layer.module} is {layer.stored}: {layer.reason}", err=True)
+    for note in (output.note for output in done.outputs if output.note is not None):
+        click.echo(note, err=True)
     for name, count in done.replaced.items():
         click.echo(f"{name}: {count} NaN or Inf written as 0", err=True)
     if done.resumed:

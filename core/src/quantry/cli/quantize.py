@@ -49,23 +49,24 @@ Examples:
 )
 @click.option("--max-memory", metavar="SIZE", help="Bound of the process's memory: 800MB, 2GB.")
 @click.option(
-    "--nan-policy",
-    type=click.Choice(["refuse", "zero"]),
-    default="refuse",
-    show_default=True,
+    "--nan-policy", type=click.Choice(["refuse", "zero"]), default="refuse", show_default=True,
     help="NaN and Inf among the weights: refuse, naming the first, or write 0 and count them.",
-)
+)  # fmt: skip
 @click.option("--device", default="cpu", show_default=True, help="Where a width such as 4 is to run later.")
 @click.option(
     "--requantize", is_flag=True, help="Take weights that are packed already, losing precision twice."
 )
+@click.option(
+    "--portable", is_flag=False, flag_value="exact", metavar="[TYPE]",
+    help="Only what mistral.rs reads: rewritten exactly, else quantized anew to TYPE.",
+)  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Plan only: exact sizes and what falls back, nothing written.")
 @json_option
 def command(
     model: str, more: tuple[str, ...], out: str, isq: tuple[str, ...], imatrix: str | None,
     topology: str | None, organization: Organization, include: tuple[str, ...], exclude: tuple[str, ...],
     jobs: int | None, max_memory: str | None, nan_policy: NanPolicy, device: str, requantize: bool,
-    dry_run: bool, as_json: bool,
+    portable: str | None, dry_run: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Quantize MODEL to UQFF, tensor block by tensor block: memory does not grow with the model.
 
@@ -81,7 +82,7 @@ def command(
         done = quantize_checkpoint(
             model, out, types, importance=importance, selection=selection, jobs=jobs,
             max_memory=None if max_memory is None else parse_size(max_memory), nan_policy=nan_policy,
-            device=device, requantize=requantize, dry_run=dry_run, progress=tick,
+            device=device, requantize=requantize, portable=portable, dry_run=dry_run, progress=tick,
         )  # fmt: skip
     if as_json:
         print_json(done.as_json())
