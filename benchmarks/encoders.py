@@ -89,10 +89,11 @@ class Result:
 def ggml_entries(source: Path | None) -> Iterator[Entry]:
     """Every quantizer of quantry-gguf, by the registry."""
     from ggml_samples import float_rows
+    from grid_samples import grid_rows
 
     from quantry_gguf.types import BY_NAME
 
-    kinds = float_rows(1024, seed=5, repeat=20)
+    kinds, in_range = (make(1024, seed=5, repeat=20) for make in (float_rows, grid_rows))
     peer, encode, known = _ggml(source)
     for quantizer in registry().quantizers.values():
         layout = quantizer.layout_for((1, COLUMNS), "f32")
@@ -112,7 +113,9 @@ def ggml_entries(source: Path | None) -> Iterator[Entry]:
             ) -> dict[str, np.ndarray]:
                 return {"blocks": encode(t, rows, importance)}
 
-        yield Entry(quantizer, peer, theirs, tried, kinds)
+        # llama.cpp ends the process where a grid type's sums overflow
+        grid = ggml.name.startswith(("iq1", "iq2", "iq3"))
+        yield Entry(quantizer, peer, theirs, tried, in_range if grid else kinds)
 
 
 ENTRIES: tuple[Callable[[Path | None], Iterable[Entry]], ...] = (ggml_entries,)

@@ -23,9 +23,10 @@ from pathlib import Path
 import numpy as np
 from ggml_samples import float_rows, raw_blocks
 
+from quantry_gguf.encode import QUANTIZERS
 from quantry_gguf.types import TYPES, GgmlType
 
-ENCODED = ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q4_k", "q5_k", "q6_k")
+ENCODED = {q.layout_for((1, 256), "f32").type: q.takes_importance for q in QUANTIZERS}
 ACTIVATIONS = {"q8_1": "quantize_row_q8_1_ref", "q8_k": "quantize_row_q8_K_ref"}
 FOLDER = Path(__file__).parent / "fixtures" / "ggml"
 COLUMNS = 256
@@ -124,9 +125,9 @@ def fixture(ggml: Ggml, t: GgmlType, rows: np.ndarray, importance: np.ndarray) -
     values = ggml.dequantize(t, blocks)
     if values is not None:
         arrays["values"] = values
-    if t.name in ENCODED or t.name in ACTIVATIONS:
+    if t.name in ENCODED:
         arrays["encoded"] = ggml.quantize(t, rows)
-    if t.name in ENCODED and t.name != "q8_0":
+    if ENCODED.get(t.name):
         arrays["encoded_importance"] = ggml.quantize(t, rows, importance)
     return arrays
 

@@ -15,10 +15,13 @@ struct Encoder {
 };
 
 constexpr Encoder kEncoders[] = {
-    {2, 32, 18, &EncodeOps::q4_0},   {3, 32, 20, &EncodeOps::q4_1},    {6, 32, 22, &EncodeOps::q5_0},
-    {7, 32, 24, &EncodeOps::q5_1},   {8, 32, 34, &EncodeOps::q8_0},    {9, 32, 36, &EncodeOps::q8_1},
-    {12, 256, 144, &EncodeOps::q4_k}, {13, 256, 176, &EncodeOps::q5_k}, {14, 256, 210, &EncodeOps::q6_k},
-    {15, 256, 292, &EncodeOps::q8_k},
+    {2, 32, 18, &EncodeOps::q4_0},    {3, 32, 20, &EncodeOps::q4_1},    {6, 32, 22, &EncodeOps::q5_0},
+    {7, 32, 24, &EncodeOps::q5_1},    {8, 32, 34, &EncodeOps::q8_0},    {9, 32, 36, &EncodeOps::q8_1},
+    {10, 256, 84, &EncodeOps::q2_k},  {11, 256, 110, &EncodeOps::q3_k}, {12, 256, 144, &EncodeOps::q4_k},
+    {13, 256, 176, &EncodeOps::q5_k}, {14, 256, 210, &EncodeOps::q6_k}, {15, 256, 292, &EncodeOps::q8_k},
+    {20, 32, 18, &EncodeOps::iq4_nl}, {23, 256, 136, &EncodeOps::iq4_xs}, {34, 256, 54, &EncodeOps::tq1_0},
+    {35, 256, 66, &EncodeOps::tq2_0}, {39, 32, 17, &EncodeOps::mxfp4},  {40, 64, 36, &EncodeOps::nvfp4},
+    {41, 128, 18, &EncodeOps::q1_0},  {42, 64, 18, &EncodeOps::q2_0},
 };
 
 const Encoder* encoder_of(int type) {

@@ -42,6 +42,8 @@ _SIGNATURES = {
     "embedding": [_I, _I, _I, _P, _L, _L, _L, _P, _P, _P, _L, _P, _I],
     "embedding_rows": [_I, _I, _I, _P, _L, _L, _L, _P, _L, _P, _I],
     "encode": [_I, _I, _I, _P, _L, _P, _P, _L, _L, _P, _I],  # encode_entry.cpp
+    "encode_grid": [_I, _I, _I, _P, _L, _P, _P, _P, _L, _L, _P, _I],  # encode_grid_entry.cpp
+    "grid_tables": [_I, _P, _L, _P],
     "dense_scratch": [_I, _I, _L, _L, _P],
     "dense": [_I, _I, _I, _L, _L, _L, _P, _L, _P, _L, _P, _P, _I, _P, _L],
     "probe_fill": [_P, _L, _I],  # probe_entry.cpp

@@ -31,9 +31,9 @@ def quantry_conversions() -> Iterable[Conversion]:
 
 @hookimpl
 def quantry_quantizers() -> Iterable[Quantizer]:
-    from quantry_gguf.encode import QUANTIZERS
+    from quantry_gguf import encode, encode_grid
 
-    return QUANTIZERS
+    return [*encode.QUANTIZERS, *encode_grid.QUANTIZERS]
 
 
 @hookimpl

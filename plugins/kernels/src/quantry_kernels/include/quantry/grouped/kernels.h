@@ -9,6 +9,7 @@
 #include "../backward.h"
 #include "../dispatch.h"
 #include "../experts.h"
+#include "in_mode.h"
 #include "ops.h"
 #include "rows.h"
 
@@ -25,14 +26,15 @@ struct GroupedKernels {
   QUANTRY_INLINE static bool with_codes(const QuantryGrouped& g, Body& body) {
     if (!C::serves(g)) return false;
     const GroupedWeight w(g);
-    if constexpr (C::kAffine) {
-      if (g.axis_out) {
-        body(GroupedSource<C, kOut>(w));
-        return true;
-      }
+    if constexpr (kOnlyMode<C> >= 0) {
+      body(GroupedSource<C, kOnlyMode<C>>(w));
+    } else if (C::kAffine && g.axis_out) {
+      if constexpr (C::kAffine) body(GroupedSource<C, kOut>(w));
+    } else if (w.unit() < kChunk) {
+      body(GroupedSource<C, kHalf>(w));
+    } else {
+      body(GroupedSource<C, kWhole>(w));
     }
-    if (w.unit() < kChunk) body(GroupedSource<C, kHalf>(w));
-    else body(GroupedSource<C, kWhole>(w));
     return true;
   }
   // Calls body(source, Const<mode>), mode: Activations (linear.h).

@@ -1,0 +1,1 @@
+"""AFQ, MLX's affine quantization, for Quantry: quantizers, CPU kernels, UQFF tag 4."""

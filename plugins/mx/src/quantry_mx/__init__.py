@@ -1,0 +1,1 @@
+"""OCP microscaling floats, MXFP4 and MXFP8, for Quantry: quantizers, CPU kernels, UQFF tag 6."""
