@@ -18,10 +18,20 @@ if TYPE_CHECKING:
 
 __all__ = ["MatrixQuantizer", "Refused", "RowQuantizer", "importance_rows"]
 
-_PIECE_ELEMENTS = (
-    1 << 22
-)  # weights on another device or of odd strides come to the CPU in pieces of this size
+_PIECE_ELEMENTS = 1 << 22  # of weights on another device, or of odd strides, that come to the CPU at a time
 _SOURCE_DTYPES = ("f32", "f16", "bf16")
+
+
+class Refused(NamedTuple):
+    """A weight that a quantizer cannot take: its place row·K + column, and why; "" where it is no number."""
+
+    place: int
+    reason: str = ""
+
+    @classmethod
+    def at(cls, place: int) -> Refused | None:
+        """What native code says by a place: -1 where every weight is a number."""
+        return None if place < 0 else cls(place)
 
 
 class RowQuantizer(Quantizer):
@@ -37,11 +47,11 @@ class RowQuantizer(Quantizer):
     @abstractmethod
     def encode(
         self, rows: Tensor, importance: Tensor | None, out: Mapping[str, Tensor], layout: Layout
-    ) -> int:
+    ) -> Refused | None:
         """Pack `rows` [R, K] float32, float16 or bfloat16, contiguous on the CPU, into `out`.
 
         importance: float32 [K] >= 0. out: the layout's buffers for [R, K], contiguous, uninitialized.
-        Returns the position (row·K + column) of the first NaN or Inf, -1 when all values are finite.
+        Returns the first weight that cannot be packed, None when all can.
         """
 
     def why_not(self, shape: Shape, dtype: str) -> str | None:
@@ -72,9 +82,9 @@ class RowQuantizer(Quantizer):
         stats = importance_rows(stats, shape) if self.takes_importance else None
         for start, stop, importance in self._pieces(rows, shape, stats):
             part = rows[start:stop].cpu().contiguous()
-            bad = self.encode(part, importance, {n: b[start:stop] for n, b in packed.items()}, layout)
-            if bad >= 0:
-                _refuse(part, bad, start, shape)
+            refused = self.encode(part, importance, {n: b[start:stop] for n, b in packed.items()}, layout)
+            if refused is not None:
+                _refuse(part, refused.place, start, shape, refused.reason)
         specs = layout.buffers(shape)
         return QuantizedTensor(
             layout, shape, {name: b.view(specs[name].shape).to(weight.device) for name, b in packed.items()}
@@ -93,13 +103,6 @@ class RowQuantizer(Quantizer):
             weights = None if importance is None else importance[first // span]
             for start in range(first, first + span, step):
                 yield start, min(start + step, first + span), weights
-
-
-class Refused(NamedTuple):
-    """A weight that a quantizer cannot take: its place row·K + column, and why; "" where it is no number."""
-
-    place: int
-    reason: str = ""
 
 
 class MatrixQuantizer(Quantizer):

@@ -12,6 +12,7 @@ from quantry.checkpoint import Checkpoint, open_checkpoint
 from quantry.dtypes import dtype_name
 from quantry.errors import PluginError, ShapeError, UsageError
 from quantry.format import TensorEntry, WeightSource
+from quantry.isq_checks import check_finite, importance_of
 from quantry.isq_experts import unfused
 from quantry.isq_journal import Journal, fingerprint
 from quantry.isq_plan import Plan, Selection, label_of, make_plan
@@ -20,8 +21,6 @@ from quantry.isq_run import (
     Progress,
     RunOptions,
     check_memory,
-    importance_of,
-    packed,
     run_plan,
     write_residual,
 )
@@ -108,7 +107,8 @@ def quantize(weight: Tensor, name: str, importance: Tensor | None = None) -> Qua
         hint = f"Fitting fallbacks: {', '.join(quantizer.fallback)}." if quantizer.fallback else None
         raise ShapeError(f"{quantizer.name} cannot hold {list(shape)}: {reason}", hint=hint)
     stats = None if importance is None else importance_of({"": importance}, quantizer, "", shape)
-    return packed(quantizer, weight, quantizer.layout_for(shape, dtype), stats)
+    check_finite(weight)
+    return quantizer.quantize(weight.detach(), quantizer.layout_for(shape, dtype), stats)
 
 
 def quantize_checkpoint(

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from quantry.dtypes import dtype_name
 from quantry.errors import QuantryError
+from quantry.isq_checks import importance_of, packed
 from quantry.isq_plan import Selection, choose
-from quantry.isq_run import importance_of, packed
 from quantry.isq_types import choose_type, resolve_quantizer
 from quantry.plugins import registry
 from quantry.quantizer import Quantizer

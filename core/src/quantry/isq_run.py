@@ -11,15 +11,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, get_args
 
 from quantry.dtypes import ITEM_BYTES
-from quantry.encoding import RowQuantizer
-from quantry.errors import QuantryError, UsageError, ValueDomainError, nearest
+from quantry.errors import QuantryError, UsageError, nearest
 from quantry.format import WeightSource
+from quantry.isq_checks import importance_of, packed, replace_nan
 from quantry.isq_journal import Journal
 from quantry.isq_plan import Plan, PlannedTensor
-from quantry.layout import Layout, Shape
+from quantry.layout import Shape
 from quantry.layouts.dense import Dense
 from quantry.process_memory import rss_bytes
-from quantry.quantizer import Quantizer
 from quantry.stream import StreamWriter
 from quantry.tensor import QuantizedTensor
 from quantry.uqff_output import OutputWriter, is_row_wise
@@ -28,8 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
-    "NanPolicy", "Progress", "RunOptions", "check_finite", "check_memory", "importance_of", "packed",
-    "replace_nan", "run_plan", "write_residual",
+    "NanPolicy", "Progress", "RunOptions", "check_memory", "run_plan", "write_residual",
 ]  # fmt: skip
 
 Progress = Callable[[int, int, str, int], None]
@@ -173,66 +171,6 @@ def write_residual(plan: Plan, source: WeightSource, writer: StreamWriter) -> No
         row_bytes = spec.nbytes // spec.shape[0]
         for rows in _slices(spec.shape[0], max(1, _BLOCK_BYTES // row_bytes)):
             writer.write(name, source.load(name, rows).buffers["weight"], rows.start * row_bytes)
-
-
-def check_finite(weight: Tensor, first_row: int = 0, name: str | None = None) -> None:
-    """Raise ValueDomainError naming the first NaN or Inf; rows count from `first_row`."""
-    import torch
-
-    if weight.device.type == "meta" or bool(torch.isfinite(weight).all()):
-        return
-    flat = weight.reshape(-1, weight.shape[-1])
-    row, column = (~torch.isfinite(flat)).nonzero()[0].tolist()
-    raise ValueDomainError(
-        f"holds {flat[row, column].item()} at row {first_row + row}, column {column}",
-        tensor=name,
-        hint="The source is damaged, or overflowed in its own type; fetch or export it again.",
-    )
-
-
-def packed(
-    quantizer: Quantizer,
-    weight: Tensor,
-    layout: Layout,
-    stats: Tensor | None = None,
-    first_row: int = 0,
-    name: str | None = None,
-) -> QuantizedTensor:
-    """What the quantizer makes of a weight. Raises ValueDomainError as `check_finite` does."""
-    try:
-        if not isinstance(quantizer, RowQuantizer):  # which checks as it reads
-            check_finite(weight, first_row, name)
-        return quantizer.quantize(weight.detach(), layout, stats)
-    except ValueDomainError:
-        check_finite(weight, first_row, name)  # says where in the tensor, not in the block
-        raise
-
-
-def importance_of(
-    stats: Mapping[str, Tensor], quantizer: Quantizer, name: str, shape: Shape
-) -> Tensor | None:
-    """The importance of a weight, [K] or [experts, K], by its name or that without `.weight`; None without.
-
-    Raises UsageError for one of another shape, and for a quantizer that needs more than importance.
-    """
-    if quantizer.needs in ("hessian", "inputs"):
-        raise UsageError(
-            f"{quantizer.name} needs {quantizer.needs} from calibration; ISQ has none", tensor=name
-        )
-    found = stats.get(name, stats.get(name.removesuffix(".weight")))
-    fitting = [shape[-1:]] if len(shape) < 3 else [shape[-1:], (shape[0], shape[-1])]
-    if found is not None and tuple(found.shape) not in fitting:
-        raise UsageError(f"importance has shape {list(found.shape)}, the weight {list(shape)}", tensor=name)
-    return found
-
-
-def replace_nan(weight: Tensor) -> tuple[Tensor, int]:
-    """The weight with 0 for NaN and Inf, and how many there were; the tensor itself where there are none."""
-    import torch
-
-    finite = torch.isfinite(weight)
-    count = int((~finite).sum())
-    return (weight, 0) if count == 0 else (torch.where(finite, weight, 0), count)
 
 
 def _drain(pending: dict[Future[None], int]) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from ctypes import addressof, c_int64
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
-from quantry import GroupedAffine, Layout, Quantizer, RowQuantizer, Shape
+from quantry import GroupedAffine, Layout, Quantizer, Refused, RowQuantizer, Shape
 from quantry_afq_metal.native import LIBRARY
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class AfqQuantizer(RowQuantizer):
 
     def encode(
         self, rows: Tensor, importance: Tensor | None, out: Mapping[str, Tensor], layout: Layout
-    ) -> int:
+    ) -> Refused | None:
         """Codes, scales and biases, on as many threads as torch uses.
 
         A group whose range overflows float32 counts as not finite: no scale could hold it.
@@ -58,7 +58,7 @@ class AfqQuantizer(RowQuantizer):
         )  # fmt: skip
         if status:
             LIBRARY.fail(status, f"encoding {list(rows.shape)} to {self.name}")
-        return bad.value
+        return Refused.at(bad.value)
 
 
 class MinMaxQuantizer(AfqQuantizer):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from ctypes import addressof, c_int64
 from typing import TYPE_CHECKING, NamedTuple
 
-from quantry import Layout, Quantizer, RowQuantizer, Shape
+from quantry import Layout, Quantizer, Refused, RowQuantizer, Shape
 from quantry_gguf import native
 from quantry_gguf.layout import GgmlBlocks
 
@@ -29,7 +29,7 @@ class GgmlQuantizer(RowQuantizer):
 
     def encode(
         self, rows: Tensor, importance: Tensor | None, out: Mapping[str, Tensor], layout: Layout
-    ) -> int:
+    ) -> Refused | None:
         """Blocks, on as many threads as torch uses."""
         ggml, bad = self.layout_for(tuple(rows.shape), "f32").ggml, c_int64(-1)
         status = native.library().quantry_gguf_encode(
@@ -39,7 +39,7 @@ class GgmlQuantizer(RowQuantizer):
         )  # fmt: skip
         if status:
             native.fail(status, f"encoding {list(rows.shape)} to {ggml.name}")
-        return bad.value
+        return Refused.at(bad.value)
 
 
 class _Row(NamedTuple):
@@ -50,6 +50,7 @@ class _Row(NamedTuple):
     width: int | None = None
     takes_importance: bool = True
     needs: str = "none"
+    priority: int = 10
 
 
 # fallback (where a shape does not divide), sensitive (embedding and output head): what mistral.rs takes
@@ -68,8 +69,8 @@ _TABLE = (
     _Row("q5_k", 0.0361, ("q5_0", "f32"), "q8_0", 5),
     _Row("q6_k", 0.0177, ("q5_1", "f32"), "q8_0", 6),
     _Row("q8_k", 0.00696, ("q8_1", "f32"), "q8_0", takes_importance=False),
-    _Row("iq4_nl", 0.0761, ("f32",), "q6_k", 4),
-    _Row("iq4_xs", 0.0767, ("iq4_nl", "f32"), "q6_k", 4),
+    _Row("iq4_nl", 0.0761, ("f32",), "q6_k", 4, priority=5),
+    _Row("iq4_xs", 0.0767, ("iq4_nl", "f32"), "q6_k", 4, priority=5),
     _Row("tq1_0", 0.807, ("q4_0", "f32"), "q6_k", takes_importance=False),
     _Row("tq2_0", 0.807, ("q4_0", "f32"), "q6_k", takes_importance=False),
     _Row("ggml_mxfp4", 0.115, ("f32",), "q8_0", takes_importance=False),
@@ -80,7 +81,7 @@ _TABLE = (
 
 
 def _quantizer(row: _Row) -> Quantizer:
-    attributes = {**row._asdict(), "priority": 10, "__doc__": f"llama.cpp's {row.name}."}
+    attributes = {**row._asdict(), "__doc__": f"llama.cpp's {row.name}."}
     cls = type(f"{row.name.title().replace('_', '')}Quantizer", (GgmlQuantizer,), attributes)
     made: Quantizer = cls()
     return made

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from ctypes import addressof, c_int64
 from typing import TYPE_CHECKING, NamedTuple
 
-from quantry import Layout, Quantizer
+from quantry import Layout, Quantizer, Refused
 from quantry_gguf import native
 from quantry_gguf.encode import GgmlQuantizer
 from quantry_gguf.types import BY_NAME, GgmlType
@@ -27,7 +27,7 @@ class GridQuantizer(GgmlQuantizer):
 
     def encode(
         self, rows: Tensor, importance: Tensor | None, out: Mapping[str, Tensor], layout: Layout
-    ) -> int:
+    ) -> Refused | None:
         """Blocks, on as many threads as torch uses."""
         ggml, bad = BY_NAME[self.name], c_int64(-1)
         status = native.library().quantry_gguf_encode_grid(
@@ -37,7 +37,7 @@ class GridQuantizer(GgmlQuantizer):
         )  # fmt: skip
         if status:
             native.fail(status, f"encoding {list(rows.shape)} to {ggml.name}")
-        return bad.value
+        return Refused.at(bad.value)
 
 
 # Built here once a process, not in C, which keeps no state, nor by the compiler, which would put up to 0.7 MB
@@ -81,7 +81,7 @@ def _quantizer(row: _Row) -> Quantizer:
         **row._asdict(),
         "fallback": ("iq4_nl", "f32"),
         "takes_importance": True,
-        "priority": 10,
+        "priority": 0,  # their kernels are several times slower
         "__doc__": f"llama.cpp's {row.name}.",
     }
     cls = type(f"{row.name.title().replace('_', '')}Quantizer", (GridQuantizer,), attributes)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from ctypes import addressof, c_int64
 from typing import TYPE_CHECKING, ClassVar
 
-from quantry import Layout, RowQuantizer, ScaledFloat, Shape
+from quantry import Layout, Refused, RowQuantizer, ScaledFloat, Shape
 from quantry_mx.native import LIBRARY
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class _MxQuantizer(RowQuantizer):
 
     def encode(
         self, rows: Tensor, importance: Tensor | None, out: Mapping[str, Tensor], layout: Layout
-    ) -> int:
+    ) -> Refused | None:
         """Codes and scales, on as many threads as torch uses."""
         bad = c_int64(-1)
         status = LIBRARY.function("encode")(
@@ -46,7 +46,7 @@ class _MxQuantizer(RowQuantizer):
         )  # fmt: skip
         if status:
             LIBRARY.fail(status, f"encoding {list(rows.shape)} to {self.name}")
-        return bad.value
+        return Refused.at(bad.value)
 
 
 class Mxfp4Quantizer(_MxQuantizer):

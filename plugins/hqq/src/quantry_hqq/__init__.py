@@ -1,0 +1,1 @@
+"""Half-quadratic quantization for Quantry: quantizers, CPU kernels, UQFF tag 2."""
