@@ -49,6 +49,10 @@ def test_odd_weights_stay_numbers(name, kind, tmp_path):
         "one row": torch.randn(1, 256),
         "16 bit extremes": torch.randn(5, 256).mul(100).half(),
     }[kind]
+    if name == "f8q8" and kind == "16 bit extremes":
+        with pytest.raises(ValueDomainError, match=r"141\.6"):  # the largest that its scales can say
+            quantized(weight, name, tmp_path)
+        return
     found = quantized(weight, name, tmp_path)
     assert found.isfinite().all()
     lost = 0.5 if name == "mxfp4" else 0.13  # mistral.rs' rule cuts the largest of a block to half at most
