@@ -50,7 +50,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(site: Path, *args: str) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")])}
+    # alone with the core: other plugins' kernels serve two-bit weights too
+    env = {
+        **os.environ,
+        "QUANTRY_PLUGINS": "template",
+        "PYTHONPATH": os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")]),
+    }
     return subprocess.run([sys.executable, *args], capture_output=True, text=True, check=False, env=env)
 
 

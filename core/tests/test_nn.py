@@ -166,7 +166,7 @@ def test_embedding_looks_up_packed_rows():
 
 @pytest.mark.parametrize("bad", [-1, 48])
 def test_an_id_outside_the_table_is_an_error(bad):
-    with pytest.raises(quantry.KernelError, match="outside"):
+    with pytest.raises(quantry.KernelError, match="outside|out of range"):  # whichever kernel is installed
         QuantEmbedding(packed(LAYOUTS[0], (48, 64)))(torch.tensor([bad]))
 
 
@@ -199,7 +199,7 @@ def test_experts_gather_their_own_rows():
 def test_without_a_kernel_nothing_is_dequantized_behind_the_users_back(monkeypatch, x):
     monkeypatch.delenv("QUANTRY_REFERENCE")
     with pytest.raises(NoKernelError, match="reference"):
-        QuantLinear(packed("affine:b3,g32,in,bias,f32", (48, 64)))(x)
+        QuantLinear(packed("affine:b7,g32,in,int,f32", (48, 64)))(x)  # no dist of ours has kernels for 7 bits
 
 
 def test_numerics_and_pins_survive_preparation(x):

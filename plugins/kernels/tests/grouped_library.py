@@ -1,6 +1,7 @@
-"""The test library: every family of the grouped kernels, compiled on first use, as a plugin would give them.
+"""The test library: the families of the grouped kernels, compiled on first use, as a plugin would give them.
 
-`QUANTRY_SANITIZE=1` compiles it with AddressSanitizer and UBSan, in a folder of its own.
+One width of codes for each number of bit planes, one 8-bit float; `QUANTRY_TEST_ALL=1` compiles every one
+(`make test-kernels`). `QUANTRY_SANITIZE=1` compiles with AddressSanitizer and UBSan. Each has a folder of its own.
 """
 
 from __future__ import annotations
@@ -12,12 +13,24 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from quantry import Conversion, Kernel, NativeLibrary, hookimpl, panel_conversions, panel_kernels
+from quantry import (
+    Conversion,
+    GroupedAffine,
+    Kernel,
+    Layout,
+    NativeLibrary,
+    hookimpl,
+    panel_conversions,
+    panel_kernels,
+)
 from quantry.panels.conversions import UNPACKING
 
 TESTS = Path(__file__).parent
 SANITIZED = os.environ.get("QUANTRY_SANITIZE") == "1"
-BUILD = TESTS.parent / "build" / ("tests-sanitized" if SANITIZED else "tests")
+ALL = os.environ.get("QUANTRY_TEST_ALL") == "1"
+BUILD = TESTS.parent / "build" / f"tests{'-all' * ALL}{'-sanitized' * SANITIZED}"
+BITS = tuple(GroupedAffine.BITS) if ALL else (3, 4, 7)
+FLOATS = ("e4m3", "e5m2") if ALL else ("e4m3",)
 SITE = BUILD / "site"
 
 
@@ -31,6 +44,7 @@ def build() -> None:
             _run(
                 "cmake", "-S", TESTS / "native", "-B", BUILD, "-G", "Ninja",
                 "-DCMAKE_BUILD_TYPE=Release", "-DQUANTRY_WERROR=ON", f"-DQUANTRY_SANITIZE={sanitize}",
+                f"-DQUANTRY_TEST_ALL={'ON' if ALL else 'OFF'}",
             )  # fmt: skip
         _run("cmake", "--build", BUILD)
         _run("cmake", "--install", BUILD, "--prefix", SITE)
@@ -49,9 +63,22 @@ sys.path.insert(0, str(SITE))
 LIBRARY = NativeLibrary("quantry_test", "quantry_test_cpu", "quantry_test", "quantry-test")
 KERNELS = panel_kernels(LIBRARY, "test")
 CONVERSIONS = panel_conversions(LIBRARY)
-__all__ = ["BUILD", "BY_NAME", "CONVERSIONS", "KERNELS", "LIBRARY", "UNPACKING", "Plugin"]
+__all__ = [
+    "BITS", "BUILD", "BY_NAME", "CONVERSIONS", "FLOATS", "KERNELS", "LIBRARY", "UNPACKING", "Plugin",
+    "compiled",
+]  # fmt: skip
 
 BY_NAME = {kernel.name: kernel for kernel in KERNELS}
+
+
+def compiled(layouts: Iterable[Layout]) -> tuple[Layout, ...]:
+    """Those whose codes the library has kernels for."""
+
+    def is_in(layout: Layout) -> bool:
+        element = getattr(layout, "element", None)
+        return getattr(layout, "bits", BITS[0]) in BITS and element in (None, "e2m1", *FLOATS)
+
+    return tuple(layout for layout in layouts if is_in(layout))
 
 
 class Plugin:

@@ -1,4 +1,4 @@
-// Integer codes of two planes.
+// Integer codes of 7 bits, in three planes.
 #include <quantry/grouped/kernels.h>
 
-QUANTRY_GROUPED_KERNELS(quantry_test, affine_high, AffineCodes<5>, AffineCodes<6>)
+QUANTRY_GROUPED_KERNELS(quantry_test, affine_high, AffineCodes<7>)

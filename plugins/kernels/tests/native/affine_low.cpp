@@ -1,4 +1,4 @@
-// Integer codes of few bits.
+// Integer codes of 3 bits, in two planes.
 #include <quantry/grouped/kernels.h>
 
-QUANTRY_GROUPED_KERNELS(quantry_test, affine_low, AffineCodes<1>, AffineCodes<2>, AffineCodes<3>)
+QUANTRY_GROUPED_KERNELS(quantry_test, affine_low, AffineCodes<3>)

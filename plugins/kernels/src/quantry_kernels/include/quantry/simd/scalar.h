@@ -174,8 +174,8 @@ QUANTRY_INLINE vi dot_span(vi a, const SignedSpan& w, vb x, const uint8_t* scale
 constexpr int kTilePanels = 1;
 constexpr int kRowsInt8 = 2;
 constexpr int kRowsFloat = 2;
-constexpr int kSmallRowsInt8 = 4;
-constexpr int kSmallRowsSixBit = 4;
-constexpr int kSmallRowsFloat = 4;
+constexpr int kSmallRowsInt8 = 2;      // fewer instances: a machine without vectors is no place to wait for the compiler
+constexpr int kSmallRowsSixBit = 2;
+constexpr int kSmallRowsFloat = 2;
 
 QUANTRY_END
