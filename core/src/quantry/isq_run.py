@@ -35,7 +35,7 @@ Progress = Callable[[int, int, str, int], None]
 
 NanPolicy = Literal["refuse", "zero"]
 
-_BLOCK_BYTES = 4 << 20  # of float32 per task: large enough that calls do not count, small beside a tensor
+_BLOCK_BYTES = 8 << 20  # of float32 per task: large enough that calls do not count, small beside a tensor
 _FLIGHT_BYTES = 200 << 20  # of blocks being worked on, whatever the number of workers
 _KEPT_BYTES = 64 << 20  # of memory that the process holds beside blocks
 

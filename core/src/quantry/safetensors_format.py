@@ -81,7 +81,7 @@ class SafetensorsFormat(Format):
                 yield dense_entry(name, source.file(file), stored, tied)
 
     def load(self, entry: TensorEntry, rows: slice | None = None) -> QuantizedTensor:
-        """A view of the mapped file; with `rows`, a copy of those rows whose pages are given back at once."""
+        """A view of the mapped file; with `rows`, a copy of those rows."""
         place: StoredIn = entry.place
         return load_dense(entry, place.mapped, place.stored, rows)
 
@@ -175,16 +175,14 @@ def dense_entry(name: str, mapped: MappedFile, stored: StoredTensor, tied: bool 
 def load_dense(
     entry: TensorEntry, mapped: MappedFile, stored: StoredTensor, rows: slice | None = None
 ) -> QuantizedTensor:
-    """The tensor as a view; with `rows` a copy of those rows, whose pages are given back to the system."""
+    """The tensor as a view; with `rows` a copy of those rows."""
     spec, offset = stored.spec, stored.offset
     if rows is not None:
         start, count = row_range(entry, rows)
         row = spec.nbytes // spec.shape[0] if spec.shape[0] else 0
         spec, offset = BufferSpec(spec.dtype, (count, *spec.shape[1:])), offset + start * row
-    values = mapped.tensor(offset, spec, entry.name)
-    if rows is not None:
-        values = values.clone()
-        mapped.drop(offset, spec.nbytes)
+    read = mapped.tensor if rows is None else mapped.copy
+    values = read(offset, spec, entry.name)
     return QuantizedTensor(entry.layout, spec.shape, {"weight": _as_layout(values, entry.layout)})
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import math
 import mmap
+import os
 import re
 import weakref
 from pathlib import Path
@@ -44,6 +46,7 @@ class MappedFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._fd: int | None = None
         self.base: int | None = None  # address of the mapping, known once a tensor lies in it
         try:
             self.size = path.stat().st_size
@@ -80,6 +83,29 @@ class MappedFile:
         self.base = flat.data_ptr() - offset
         _mapped.add(self)
         return flat.view(spec.shape)
+
+    def copy(self, offset: int, spec: BufferSpec, name: str | None = None) -> Tensor:
+        """A tensor of its own memory, read past the mapping: no page is mapped, none has to be given back.
+
+        Raises TruncatedFile naming the tensor `name` when the bytes leave the file.
+        """
+        import torch
+
+        self._check(offset, spec.nbytes, "data", name)
+        if not hasattr(os, "preadv") or not spec.nbytes:
+            return self.tensor(offset, spec, name).clone()
+        if self._fd is None:
+            self._fd = os.open(self.path, os.O_RDONLY)
+            weakref.finalize(self, os.close, self._fd)
+        values = torch.empty(spec.shape, dtype=torch_dtype(spec.dtype))
+        space = memoryview((ctypes.c_char * spec.nbytes).from_address(values.data_ptr())).cast("B")
+        done = 0
+        while done < spec.nbytes:  # a read may be short
+            got = os.preadv(self._fd, [space[done:]], offset + done)
+            if not got:
+                raise TruncatedFile("became shorter while it was read", file=self.path, tensor=name)
+            done += got
+        return values
 
     def drop(self, offset: int, length: int) -> None:
         """Give the pages of a range back to the system; they are read again when touched."""

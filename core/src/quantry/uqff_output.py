@@ -4,7 +4,7 @@ uqff-format.md)."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -181,6 +181,7 @@ class OutputWriter:
         resume: bool = False,
     ) -> None:
         self.layers = {layer.key: layer for layer in layers}
+        self._row_bytes: dict[str, Mapping[str, int]] = {}
         shards = plan_shards(layers, shard_bytes)
         names = shard_names(stem, len(shards))
         ordered = sorted(layers, key=lambda layer: layer.key.encode())
@@ -220,12 +221,10 @@ class OutputWriter:
 
     def write_rows(self, key: str, block: QuantizedTensor, first_row: int) -> None:
         """The rows of a layer from `first_row` on; rows of an expert stack count through all experts."""
-        layer = self.layers[key]
-        whole = layer.codec.entries(layer.layout, layer.shape)
-        rows = math.prod(layer.shape[:-1])
-        for suffix, tensor in layer.codec.encode(block).items():
-            if suffix in row_entries(layer):
-                self._write(f"{key}.weight{suffix}", tensor, whole[suffix].nbytes // rows * first_row)
+        sizes = self._row_bytes_of(key)
+        for suffix, tensor in self.layers[key].codec.encode(block).items():
+            if suffix in sizes:
+                self._write(f"{key}.weight{suffix}", tensor, sizes[suffix] * first_row)
 
     @property
     def found(self) -> bool:
@@ -240,12 +239,18 @@ class OutputWriter:
 
     def mark_rows(self, key: str, first_row: int, count: int) -> None:
         """An earlier writer wrote these rows of a layer."""
-        layer = self.layers[key]
-        whole = layer.codec.entries(layer.layout, layer.shape)
-        rows = math.prod(layer.shape[:-1])
-        for suffix in row_entries(layer):
-            name, row = f"{key}.weight{suffix}", whole[suffix].nbytes // rows
+        for suffix, row in self._row_bytes_of(key).items():
+            name = f"{key}.weight{suffix}"
             self._writer_of[name].mark(name, row * first_row, row * (first_row + count))
+
+    def _row_bytes_of(self, key: str) -> Mapping[str, int]:
+        """Suffix → bytes of one row, of the entries that grow with the rows; worked out once a layer."""
+        found = self._row_bytes.get(key)
+        if found is None:
+            layer = self.layers[key]
+            whole, rows = layer.codec.entries(layer.layout, layer.shape), math.prod(layer.shape[:-1])
+            found = self._row_bytes[key] = {s: whole[s].nbytes // rows for s in row_entries(layer)}
+        return found
 
     def sync(self) -> None:
         """Flush what was written to the disk."""

@@ -1,7 +1,7 @@
 """The test library: the families of the grouped kernels, compiled on first use, as a plugin would give them.
 
 One width of codes for each number of bit planes, one 8-bit float; `QUANTRY_TEST_ALL=1` compiles every one
-(`make test-kernels`). `QUANTRY_SANITIZE=1` compiles with AddressSanitizer and UBSan. Each has a folder of its own.
+(`make test-kernels`). `QUANTRY_SANITIZE=1` compiles with AddressSanitizer and UBSan. Each has its own folder.
 """
 
 from __future__ import annotations
