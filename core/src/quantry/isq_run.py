@@ -230,8 +230,7 @@ class _Run:
         layer, name = task.tensor.layer, task.tensor.sources[task.part]
         try:
             if task.rows is None:
-                whole = _stack([self._source.load(n) for n in task.tensor.sources], layer.shape)
-                self._out.write_layer(layer.key, self._packed(task, whole, 0))
+                self._out.write_layer(layer.key, self._packed(task, self._whole(task), 0))
             else:
                 self._facts(task)
                 block = self._source.load(name, task.rows)
@@ -254,6 +253,14 @@ class _Run:
             )
             self._out.mark_rows(layer.key, task.first_row, rows)
         self._meter.advance(task)
+
+    def _whole(self, task: _Task) -> QuantizedTensor:
+        """The source of a layer, of its own memory: pages of a mapped file would stay until the end."""
+        sources, shape = task.tensor.sources, task.tensor.layer.shape
+        rows = None
+        if isinstance(task.tensor.source_layout, Dense):
+            rows = slice(0, shape[0] if len(sources) == 1 else shape[1])
+        return _stack([self._source.load(name, rows) for name in sources], shape)
 
     def _facts(self, task: _Task) -> None:
         if task.part == 0 and task.rows is not None and task.rows.start == 0:
