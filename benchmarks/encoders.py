@@ -118,7 +118,26 @@ def ggml_entries(source: Path | None) -> Iterator[Entry]:
         yield Entry(quantizer, peer, theirs, tried, in_range if grid else kinds)
 
 
-ENTRIES: tuple[Callable[[Path | None], Iterable[Entry]], ...] = (ggml_entries,)
+def afq_entries(source: Path | None) -> Iterator[Entry]:
+    """AFQ against `mx.quantize` on the CPU (pip install mlx[cpu])."""
+    import mlx.core as mx
+    from ggml_samples import float_rows
+
+    kinds = {kind: rows for kind, rows in float_rows(1024, seed=5, repeat=20).items() if kind != "1e38"}
+    for bits in (2, 3, 4, 5, 6, 8):
+
+        def theirs(
+            rows: np.ndarray, importance: np.ndarray | None, bits: int = bits
+        ) -> dict[str, np.ndarray]:
+            codes, scales, biases = mx.quantize(mx.array(rows), group_size=64, bits=bits)
+            mx.eval(codes, scales, biases)
+            packed = np.array(codes).view(np.uint8).reshape(len(rows), -1)
+            return {"codes": packed, "scales": np.array(scales), "biases": np.array(biases)}
+
+        yield Entry(registry().quantizers[f"afq{bits}"], "mlx", theirs, (False,), kinds)
+
+
+ENTRIES: tuple[Callable[[Path | None], Iterable[Entry]], ...] = (ggml_entries, afq_entries)
 
 
 def _ggml(
