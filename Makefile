@@ -18,7 +18,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test lint pytest peers wheels bench bench-model sanitize oracle clean
+.PHONY: setup demo test lint pytest test-kernels peers wheels bench bench-model bench-isq sanitize clean
 
 setup: .venv/.ready
 	$(UV) pip install -q --no-build-isolation $(addprefix -e ,$(NATIVE))
@@ -49,6 +49,10 @@ lint: setup
 pytest: setup
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
 
+# Every width of the shared kernel templates, of which `make test` takes one of each kind: three minutes of compiling more
+test-kernels: setup
+	QUANTRY_TEST_ALL=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile plugins/kernels/tests
+
 wheels: setup
 	rm -rf build/dist
 	for d in $(PURE) $(NATIVE); do $(UV) build -q --wheel --no-build-isolation $$d -o build/dist || exit 1; done
@@ -60,6 +64,12 @@ bench: setup
 bench-model: setup
 	$(BIN)/python benchmarks/foundation.py
 
+# Encoders beside their peers, a whole checkpoint, quality by type: half an hour on a quiet machine
+bench-isq: setup
+	$(BIN)/python benchmarks/encoders.py
+	$(BIN)/python benchmarks/isq.py --rounds 3
+	cd benchmarks && ../$(BIN)/python quality.py
+
 # What `quantry bench --peers` compares with; builds llama.cpp. gptqmodel asks for a torch of its own: only its source is used
 peers: setup
 	CMAKE_ARGS="-DGGML_NATIVE=ON -DLLAMA_CURL=OFF -DMTMD_BUILD=OFF" $(UV) pip install -q -r requirements-peers.txt
@@ -67,14 +77,15 @@ peers: setup
 
 # AddressSanitizer and UBSan over the native tests (the sanitizer stands in for OpenMP: that test is left out)
 sanitize: setup
-	$(UV) pip install -q --no-build-isolation --no-deps -e plugin_gguf \
+	$(UV) pip install -q --no-build-isolation --no-deps $(addprefix -e ,$(NATIVE)) \
 	  -C cmake.define.QUANTRY_SANITIZE=ON -C build-dir=build/asan -C install.strip=false
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0:exitcode=66 UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc \
 	  QUANTRY_SANITIZE=1 \
-	  $(BIN)/python -m pytest -q plugin_gguf/tests plugins/kernels/tests \
+	  $(BIN)/python -m pytest -q plugin_gguf/tests plugin_afq_metal/tests plugin_fp8/tests plugins/hqq/tests plugins/mx/tests \
+	  plugins/kernels/tests \
 	  -k "(kernels or panel or encode or repack or hostile or conformance) and not openmp and not neon and not native_build"
-	$(UV) pip install -q --no-build-isolation --reinstall-package quantry-gguf --no-deps -e plugin_gguf
+	$(UV) pip install -q --no-build-isolation --no-deps --reinstall $(addprefix -e ,$(NATIVE))
 
 clean:
 	rm -rf build .venv
