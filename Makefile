@@ -1,4 +1,4 @@
-# make demo: everything on a fresh machine, then the main job on a real model.   make test: everything checked.
+# make demo: everything on a fresh machine, then the main job on a real model.   make test: all checked but test-more.
 
 PYTHON ?= python3
 BIN    := .venv/bin
@@ -18,7 +18,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test lint pytest test-kernels peers wheels bench bench-model bench-isq sanitize clean
+.PHONY: setup demo test test-more lint pytest test-kernels peers wheels bench bench-model bench-isq sanitize clean
 
 setup: .venv/.ready
 	$(UV) pip install -q --no-build-isolation $(addprefix -e ,$(NATIVE))
@@ -41,13 +41,17 @@ demo: setup
 
 test: lint pytest
 
+# What needs the package mistralrs, or environments of its own; after `make test` in CI
+test-more: setup
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m "peer or wheel"
+
 lint: setup
 	ruff format --check .
 	ruff check .
 	mypy
 
 pytest: setup
-	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m "not peer and not wheel"
 
 # Every width of the shared kernel templates, of which `make test` takes one of each kind: three minutes of compiling more
 test-kernels: setup
