@@ -1,4 +1,4 @@
-"""Write fixtures/mistralrs.json: what the mistralrs wheel makes of fp8_weights.py, as hashes of UQFF entries.
+"""Write fixtures/mistralrs.json: what the mistralrs wheel makes of quantry.testing.corners, as hashes.
 
 python plugin_fp8/tests/make_fp8_golden.py      (mistralrs 0.9.5; needs its wheel and tokenizers)
 """
@@ -13,8 +13,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from fp8_weights import KINDS, SIZE, weight
 from safetensors.torch import load_file, save_file
+
+from quantry.testing import CORNER_SIZE as SIZE
+from quantry.testing import CORNERS as KINDS
+from quantry.testing import corner_weight as weight
 
 HERE = Path(__file__).parent
 TYPES = ("fp8", "f8q8")

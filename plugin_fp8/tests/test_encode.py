@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from fp8_weights import KINDS, weight, worked_example
 from make_fp8_golden import hash_of
 
 from quantry import QuantizedTensor, ShapeError, UsageError, ValueDomainError
-from quantry.testing import QuantizerSuite
+from quantry.testing import CORNERS as KINDS
+from quantry.testing import QuantizerSuite, worked_example
+from quantry.testing import corner_weight as weight
 from quantry_fp8.codec import CODECS
 from quantry_fp8.encode import QUANTIZERS, Fp8, Fp8Channel, Fp8Q8
 from quantry_fp8.f8q8 import F8q8

@@ -1,4 +1,4 @@
-"""Write what others make of hqq_weights.py: hashes of UQFF entries, and numbers of the hqq package.
+"""Write what others make of quantry.testing.corners: hashes of UQFF entries, and numbers of the hqq package.
 
 python plugins/hqq/tests/make_hqq_golden.py          (mistralrs 0.9.5, tokenizers, hqq 0.2.8)
 """
@@ -13,8 +13,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from hqq_weights import KINDS, SIZE, weight
 from safetensors.torch import load_file, save_file
+
+from quantry.testing import CORNER_SIZE as SIZE
+from quantry.testing import CORNERS as KINDS
+from quantry.testing import corner_weight as weight
 
 HERE = Path(__file__).parent
 TYPES = ("hqq4", "hqq8")

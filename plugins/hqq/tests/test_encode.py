@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hqq_weights import KINDS, weight, worked_example
 from make_hqq_golden import ROWS, hash_of
 
 from quantry import QuantizedTensor, ShapeError, UsageError, ValueDomainError, unpack_codes
-from quantry.testing import QuantizerSuite
+from quantry.testing import CORNERS as KINDS
+from quantry.testing import QuantizerSuite, worked_example
+from quantry.testing import corner_weight as weight
 from quantry_hqq.codec import CODECS
 from quantry_hqq.encode import QUANTIZERS
 from quantry_hqq.native import LIBRARY

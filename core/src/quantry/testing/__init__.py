@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from quantry.testing.codecs import UqffCodecSuite
 from quantry.testing.conversions import ConversionSuite
+from quantry.testing.corners import CORNER_SIZE, CORNERS, corner_weight, worked_example
 from quantry.testing.fake_device import FakeProbe, fake_device
 from quantry.testing.formats import FormatSuite
 from quantry.testing.hostile import mutated, mutations
@@ -17,6 +18,8 @@ from quantry.testing.suite import Outcome, outcomes
 from quantry.testing.weights import known_layouts, random_weight
 
 __all__ = [
+    "CORNERS",
+    "CORNER_SIZE",
     "ConversionSuite",
     "FakeProbe",
     "FormatSuite",
@@ -29,6 +32,7 @@ __all__ = [
     "QuantizerSuite",
     "UqffCodecSuite",
     "check_plugin",
+    "corner_weight",
     "fake_device",
     "installed",
     "known_layouts",
@@ -36,4 +40,5 @@ __all__ = [
     "mutations",
     "outcomes",
     "random_weight",
+    "worked_example",
 ]
