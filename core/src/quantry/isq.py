@@ -16,14 +16,7 @@ from quantry.isq_checks import check_finite, importance_of
 from quantry.isq_experts import unfused
 from quantry.isq_journal import Journal, fingerprint
 from quantry.isq_plan import Plan, Selection, label_of, make_plan
-from quantry.isq_run import (
-    NanPolicy,
-    Progress,
-    RunOptions,
-    check_memory,
-    run_plan,
-    write_residual,
-)
+from quantry.isq_run import NanPolicy, Progress, RunOptions, check_memory, run_plan, write_residual
 from quantry.isq_types import TypeChoice, choose_type, resolve_quantizer
 from quantry.plugins import registry
 from quantry.process_memory import peak_rss_bytes
@@ -217,9 +210,12 @@ def _exported(ckpt: Checkpoint) -> Exported:
 
 def _choices(types: str | Sequence[str], device: str) -> dict[str, TypeChoice]:
     """What each width among the types means."""
-    names = [types] if isinstance(types, str) else list(types)
-    widths = [name for name in names if name.strip().isdecimal()]
+    widths = [name for name in _names(types) if name.strip().isdecimal()]
     return {name: choose_type(int(name), device, measure=True) for name in widths}
+
+
+def _names(types: str | Sequence[str]) -> list[str]:
+    return [types] if isinstance(types, str) else list(types)
 
 
 def _with_roles(source: object, selection: Selection) -> Selection:
@@ -239,7 +235,7 @@ def _place(
 ) -> tuple[Path, Mapping[str, Quantizer | None]]:
     """The folder, and the quantizer of each stem; None keeps the weights as they are."""
     folder, stem = output_place(out)
-    names = [types] if isinstance(types, str) else list(types)
+    names = _names(types)
     if names == ["keep"]:
         return folder, {stem if out.suffix == ".uqff" else label_of(None): None}
     quantizers = [choices[n].chosen if n in choices else resolve_quantizer(n) for n in names]

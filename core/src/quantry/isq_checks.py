@@ -50,13 +50,9 @@ def packed(
     """
     weight = weight.detach()
     low, high = extremes(weight)
-    try:
-        if not (math.isfinite(low) and math.isfinite(high)):
-            check_finite(weight, first_row, name)
-        qt = quantizer.quantize(weight, layout, stats)
-    except ValueDomainError:
-        check_finite(weight, first_row, name)  # says where in the tensor, not in the block
-        raise
+    if not (math.isfinite(low) and math.isfinite(high)):
+        check_finite(weight, first_row, name)
+    qt = quantizer.quantize(weight, layout, stats)
     if max(-low, high) > _LARGE:
         _check_kept(qt, weight, quantizer, first_row, name)
     return qt

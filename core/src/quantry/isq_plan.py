@@ -123,6 +123,11 @@ class PlannedTensor:
     bias: str | None = None
     rewrite: Rewrite | None = None
 
+    @property
+    def source_shape(self) -> Shape:
+        """Of each source: the layer's, or that of one expert."""
+        return self.layer.shape if len(self.sources) == 1 else self.layer.shape[1:]
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:

@@ -26,9 +26,7 @@ from quantry.uqff_output import OutputWriter, is_row_wise
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = [
-    "NanPolicy", "Progress", "RunOptions", "check_memory", "run_plan", "write_residual",
-]  # fmt: skip
+__all__ = ["NanPolicy", "Progress", "RunOptions", "check_memory", "run_plan", "write_residual"]
 
 Progress = Callable[[int, int, str, int], None]
 """Told (source bytes done, source bytes in all, tensor, tensors done) after each block, one at a time."""
@@ -81,26 +79,30 @@ class _Task:
     @property
     def elements(self) -> int:
         """Weights it packs."""
-        shape = self.tensor.layer.shape
         if self.rows is None:
-            return math.prod(shape)
-        size: int = shape[0] if len(self.tensor.sources) == 1 else shape[0] * shape[1]
-        rows: int = self.rows.stop - self.rows.start
-        return math.prod(shape) // max(1, size) * rows
+            return math.prod(self.tensor.layer.shape)
+        return self.row_count * self.tensor.layer.shape[-1]
 
     @property
     def cost(self) -> int:
         """Bytes in memory while it runs: source block, float32 copy, packed block."""
-        layer = self.tensor.layer
-        made: int = layer.layout.nbytes(layer.shape) * self.elements // max(1, math.prod(layer.shape))
-        return _source_bytes(self.tensor, self.elements) + 4 * self.elements + made
+        layer, elements = self.tensor.layer, self.elements
+        made: int = layer.layout.nbytes(layer.shape) * elements // max(1, math.prod(layer.shape))
+        return _source_bytes(self.tensor, elements) + 4 * elements + made
 
     @property
     def first_row(self) -> int:
         """Among the rows of all experts of the layer."""
-        inner = math.prod(self.tensor.layer.shape[1:-1])
+        size, *inner, _ = self.tensor.source_shape
         start: int = 0 if self.rows is None else self.rows.start
-        return self.part * inner + start if len(self.tensor.sources) > 1 else start * inner
+        return (self.part * size + start) * math.prod(inner)
+
+    @property
+    def row_count(self) -> int:
+        """Rows of the layer that a block of rows makes."""
+        assert self.rows is not None
+        rows: int = self.rows.stop - self.rows.start
+        return rows * math.prod(self.tensor.source_shape[1:-1])
 
 
 def check_memory(plan: Plan, options: RunOptions) -> None:
@@ -191,11 +193,10 @@ def _tasks(plan: Plan) -> Iterator[_Task]:
             yield _Task(number, tensor, 0, None, True)
             number += 1
             continue
-        parts = len(tensor.sources)
-        shape = tensor.layer.shape if parts == 1 else tensor.layer.shape[1:]
+        parts, size = len(tensor.sources), tensor.source_shape[0]
         for part in range(parts):
-            for rows in _slices(shape[0], block):
-                last = part == parts - 1 and rows.stop == shape[0]
+            for rows in _slices(size, block):
+                last = part == parts - 1 and rows.stop == size
                 yield _Task(number, tensor, part, rows, last)
                 number += 1
 
@@ -206,7 +207,7 @@ def _block_rows(tensor: PlannedTensor) -> int | None:
     grain = 1 if quantizer is None else quantizer.row_block
     if grain is None or not is_row_wise(layer):
         return None
-    if len(layer.shape) > 2 and len(tensor.sources) == 1:
+    if len(tensor.source_shape) > 2:
         return 1  # a stack in one tensor: expert by expert
     return max(1, _BLOCK_BYTES // (4 * max(1, layer.shape[-1])) // grain) * grain
 
@@ -248,19 +249,14 @@ class _Run:
             self._out.mark_layer(layer.key)
         else:
             self._facts(task)
-            rows = (task.rows.stop - task.rows.start) * (
-                math.prod(layer.shape[1:-1]) if len(task.tensor.sources) == 1 else 1
-            )
-            self._out.mark_rows(layer.key, task.first_row, rows)
+            self._out.mark_rows(layer.key, task.first_row, task.row_count)
         self._meter.advance(task)
 
     def _whole(self, task: _Task) -> QuantizedTensor:
         """The source of a layer, of its own memory: pages of a mapped file would stay until the end."""
-        sources, shape = task.tensor.sources, task.tensor.layer.shape
-        rows = None
-        if isinstance(task.tensor.source_layout, Dense):
-            rows = slice(0, shape[0] if len(sources) == 1 else shape[1])
-        return _stack([self._source.load(name, rows) for name in sources], shape)
+        tensor = task.tensor
+        rows = slice(0, tensor.source_shape[0]) if isinstance(tensor.source_layout, Dense) else None
+        return _stack([self._source.load(name, rows) for name in tensor.sources], tensor.layer.shape)
 
     def _facts(self, task: _Task) -> None:
         if task.part == 0 and task.rows is not None and task.rows.start == 0:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from quantry.errors import NoKernelError, UsageError, nearest
@@ -64,9 +64,7 @@ class TypeChoice:
             "width": self.width,
             "device": self.device,
             "chosen": self.chosen.name,
-            "candidates": [
-                {name: getattr(c, name) for name in TypeCandidate.__slots__} for c in self.candidates
-            ],
+            "candidates": [asdict(c) for c in self.candidates],
         }
 
 
