@@ -30,7 +30,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "layouts": ("layouts*",),
     "bytes": ("source", "safetensors_header", "stream", "staging"),
     "registry": ("plugins", "builtin"),
-    "choice": ("policy", "resolve", "timings"),
+    "choice": ("policy", "resolve", "timings", "fallback"),
     "arithmetic": ("reference", "torch_*", "panels*", "ops", "multiply", "contest", "measurement"),
     "modules": ("nn*",),
     "files": ("safetensors_format", "uqff*", "dense_codec", "dense_quantizer", "checkpoint"),

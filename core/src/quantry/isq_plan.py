@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from quantry.errors import ShapeError, UsageError
+from quantry.fallback import first_fitting
 from quantry.format import TensorEntry, WeightSource
 from quantry.isq_types import resolve_quantizer
 from quantry.layout import BufferSpec, Layout, Shape
@@ -224,20 +225,12 @@ def choose(
     if role in ("embedding", "head") and quantizer.sensitive is not None and not pinned:
         resolved = known.get(canonical_name(quantizer.sensitive), quantizer)
     extension = for_uqff and not has_nominal_tag(resolved)
-    reasons = []
-    for name in (resolved.name, *resolved.fallback):
-        candidate = known.get(canonical_name(name)) if name != resolved.name else resolved
-        if candidate is None:
-            reasons.append(f"{name} is not installed")
-            continue
-        reason = candidate.why_not(shape, dtype)
-        if reason is None:
-            layout = candidate.layout_for(shape, dtype)
-            reason = _unstorable(layout, shape, extension) if for_uqff else None
-            if reason is None:
-                return Choice(candidate, layout, resolved, "; ".join(reasons) or None)
-        reasons.append(f"{name}: {reason}")
-    return Choice(None, Dense(dtype), resolved, "; ".join(reasons))
+
+    def refusal(layout: Layout) -> str | None:
+        return _unstorable(layout, shape, extension) if for_uqff else None
+
+    found, layout, reasons = first_fitting(resolved, shape, dtype, refusal)
+    return Choice(found, layout or Dense(dtype), resolved, "; ".join(reasons) or None)
 
 
 def label_of(quantizer: Quantizer | None) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from quantry.convert import Conversion, reachable
 from quantry.errors import ShapeError, UsageError, ValueDomainError, nearest
+from quantry.fallback import first_fitting
 from quantry.layout import Layout, Shape
 from quantry.quantizer import Quantizer, canonical_name
 from quantry.tensor import QuantizedTensor
@@ -105,19 +106,14 @@ def has_tag(layout: Layout, shape: Shape) -> bool:
 
 def _requantized(name: str, qt: QuantizedTensor, quantizer: Quantizer) -> QuantizedTensor:
     """By the first of a type and its fallbacks that fits the shape and has a tag."""
-    from quantry.plugins import registry
 
-    known, reasons = registry().quantizers, []
-    for type_name in (quantizer.name, *quantizer.fallback):
-        candidate = known.get(canonical_name(type_name))
-        reason = "is not installed" if candidate is None else candidate.why_not(qt.shape, "f32")
-        if candidate is not None and reason is None:
-            layout = candidate.layout_for(qt.shape, "f32")
-            if has_tag(layout, qt.shape):
-                return candidate.quantize(qt.dequantize(), layout)
-            reason = f"UQFF has no tag for {layout}"
-        reasons.append(f"{type_name}: {reason}")
-    raise ShapeError(f"cannot be made portable as {quantizer.name}: {'; '.join(reasons)}", tensor=name)
+    def refusal(layout: Layout) -> str | None:
+        return None if has_tag(layout, qt.shape) else f"UQFF has no tag for {layout}"
+
+    found, layout, reasons = first_fitting(quantizer, qt.shape, "f32", refusal)
+    if found is None or layout is None:
+        raise ShapeError(f"cannot be made portable as {quantizer.name}: {'; '.join(reasons)}", tensor=name)
+    return found.quantize(qt.dequantize(), layout)
 
 
 def _equal(made: QuantizedTensor, qt: QuantizedTensor) -> bool:
