@@ -27,7 +27,7 @@ from quantry.staging import StagedFolder
 from quantry.stream import StreamWriter
 from quantry.tensor import QuantizedTensor
 from quantry.uqff import RESIDUAL
-from quantry.uqff_output import SHARD_BYTES, OutputWriter, metadata, plan_shards, shard_names
+from quantry.uqff_output import SHARD_BYTES, OutputWriter, metadata
 from quantry.uqff_report import OutputReport
 from quantry.uqff_write import SUPPORT_FILES, output_place, stale_shards, write_support
 
@@ -138,8 +138,9 @@ def quantize_checkpoint(
     start = time.perf_counter()
     source: WeightSource = open_checkpoint(model) if isinstance(model, (str, Path)) else model
     options = RunOptions(jobs, max_memory, nan_policy, importance or {})
-    choices = _choices(types, device)
-    folder, stems = _place(Path(out), types, choices)
+    names = [types] if isinstance(types, str) else list(types)
+    choices = _choices(names, device)
+    folder, stems = _place(Path(out), names, choices)
     if isinstance(source, Checkpoint):
         if source.source.root.resolve() == folder.resolve():
             raise UsageError(
@@ -154,19 +155,12 @@ def quantize_checkpoint(
     selection = _with_roles(source, selection or Selection())
     weights = unfused(source)
     tied = bool((config or {}).get("tie_word_embeddings"))
+    rules: dict[str, Any] = {"tied": tied, "requantize": requantize, "portable": portable}
     plans = {
-        stem: make_plan(
-            weights,
-            quantizer,
-            selection,
-            tied=tied,
-            requantize=requantize,
-            portable=portable,
-            shard_bytes=shard_bytes,
-        )
+        stem: make_plan(weights, quantizer, selection, shard_bytes=shard_bytes, **rules)
         for stem, quantizer in stems.items()
     }
-    reports = tuple(_planned_report(stem, plan) for stem, plan in plans.items())
+    reports = tuple(plan.report(stem) for stem, plan in plans.items())
     shared = next(iter(plans.values()))  # what is no layer is the same for every type
     resumed = False
     if not dry_run:
@@ -191,12 +185,6 @@ def quantize_checkpoint(
     )  # fmt: skip
 
 
-def _planned_report(stem: str, plan: Plan) -> OutputReport:
-    layers = sorted(plan.layers, key=lambda layer: layer.key.encode())
-    shards = shard_names(stem, len(plan_shards(layers, plan.shard_bytes)))
-    return OutputReport(plan.quant, shards, tuple(layer.report for layer in layers))
-
-
 def _exported(ckpt: Checkpoint) -> Exported:
     for runtime in registry().runtimes:
         if runtime.why_not(ckpt) is None and (exported := runtime.export(ckpt)) is not None:
@@ -208,14 +196,9 @@ def _exported(ckpt: Checkpoint) -> Exported:
     )
 
 
-def _choices(types: str | Sequence[str], device: str) -> dict[str, TypeChoice]:
-    """What each width among the types means."""
-    widths = [name for name in _names(types) if name.strip().isdecimal()]
-    return {name: choose_type(int(name), device, measure=True) for name in widths}
-
-
-def _names(types: str | Sequence[str]) -> list[str]:
-    return [types] if isinstance(types, str) else list(types)
+def _choices(names: Sequence[str], device: str) -> dict[str, TypeChoice]:
+    """What each width among the names of types means."""
+    return {n: choose_type(int(n), device, measure=True) for n in names if n.strip().isdecimal()}
 
 
 def _with_roles(source: object, selection: Selection) -> Selection:
@@ -231,11 +214,10 @@ def _with_roles(source: object, selection: Selection) -> Selection:
 
 
 def _place(
-    out: Path, types: str | Sequence[str], choices: Mapping[str, TypeChoice]
+    out: Path, names: Sequence[str], choices: Mapping[str, TypeChoice]
 ) -> tuple[Path, Mapping[str, Quantizer | None]]:
     """The folder, and the quantizer of each stem; None keeps the weights as they are."""
     folder, stem = output_place(out)
-    names = _names(types)
     if names == ["keep"]:
         return folder, {stem if out.suffix == ".uqff" else label_of(None): None}
     quantizers = [choices[n].chosen if n in choices else resolve_quantizer(n) for n in names]

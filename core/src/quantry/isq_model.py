@@ -10,7 +10,7 @@ from quantry.dtypes import dtype_name
 from quantry.errors import QuantryError
 from quantry.isq_checks import importance_of, packed
 from quantry.isq_plan import Selection, choose
-from quantry.isq_types import choose_type, resolve_quantizer
+from quantry.isq_types import resolve_quantizer
 from quantry.plugins import registry
 from quantry.quantizer import Quantizer
 from quantry.roles import Role, role_of
@@ -92,9 +92,7 @@ def _resolved(model: nn.Module, name: str) -> Quantizer:
     """The type, a width judged for the device where the model lies."""
     first = next(iter(model.parameters()), None)
     device = "cpu" if first is None or first.device.type == "meta" else str(first.device)
-    if name.strip().isdecimal():
-        return choose_type(int(name), device, measure=True).chosen
-    return resolve_quantizer(name, device)
+    return resolve_quantizer(name, device, measure=True)
 
 
 def _kind(module: nn.Module) -> str | None:

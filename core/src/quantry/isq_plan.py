@@ -26,8 +26,10 @@ from quantry.uqff_output import (
     metadata,
     plan_layer,
     plan_shards,
+    report_of,
 )
 from quantry.uqff_portable import Rewrite, has_tag, portable_quantizer, portable_rewrite
+from quantry.uqff_report import OutputReport
 from quantry.uqff_write import is_layer
 
 __all__ = [
@@ -144,6 +146,10 @@ class Plan:
     def layers(self) -> list[PlannedLayer]:
         """The layers to write."""
         return [tensor.layer for tensor in self.tensors]
+
+    def report(self, stem: str) -> OutputReport:
+        """Of the output of this stem, before it is written."""
+        return report_of(stem, self.quant, self.layers, len(plan_shards(self.layers, self.shard_bytes)))
 
     @property
     def shards_bytes(self) -> int:

@@ -68,15 +68,15 @@ class TypeChoice:
         }
 
 
-def resolve_quantizer(name: str, device: str = "cpu") -> Quantizer:
+def resolve_quantizer(name: str, device: str = "cpu", measure: bool = False) -> Quantizer:
     """The quantizer of an ISQ type, or of a width ("4") on the device where the weight will run.
 
-    Raises UsageError that proposes the nearest name.
+    measure: as in `choose_type`. Raises UsageError that proposes the nearest name.
     """
     known = registry().quantizers
     key = canonical_name(str(name))
     if key.isdecimal():
-        return choose_type(int(key), device).chosen
+        return choose_type(int(key), device, measure).chosen
     if key not in known:
         raise UsageError(
             f"unknown ISQ type {name!r}", hint=nearest(str(name), [q.name for q in known.values()])

@@ -32,6 +32,7 @@ __all__ = [
     "metadata",
     "plan_layer",
     "plan_shards",
+    "report_of",
     "shard_names",
 ]
 
@@ -168,6 +169,12 @@ def shard_names(stem: str, count: int) -> tuple[str, ...]:
     return tuple(f"{stem}-{index}.uqff" for index in range(count))
 
 
+def report_of(stem: str, quant: str, layers: Sequence[PlannedLayer], shards: int) -> OutputReport:
+    """What the report says of an output of so many shards: its layers in the order of the files."""
+    ordered = sorted(layers, key=lambda layer: layer.key.encode())
+    return OutputReport(quant, shard_names(stem, shards), tuple(layer.report for layer in ordered))
+
+
 class OutputWriter:
     """The shards of one output, written in any order and from several threads. Use as a context."""
 
@@ -183,13 +190,11 @@ class OutputWriter:
         self.layers = {layer.key: layer for layer in layers}
         self._row_bytes: dict[str, Mapping[str, int]] = {}
         shards = plan_shards(layers, shard_bytes)
-        names = shard_names(stem, len(shards))
-        ordered = sorted(layers, key=lambda layer: layer.key.encode())
-        self.report = OutputReport(quant, names, tuple(layer.report for layer in ordered))
+        self.report = report_of(stem, quant, layers, len(shards))
         self._writers: list[StreamWriter] = []
         self._writer_of: dict[str, StreamWriter] = {}
         try:
-            for name, specs in zip(names, shards, strict=True):
+            for name, specs in zip(self.report.shards, shards, strict=True):
                 self._writers.append(StreamWriter(folder / name, specs, metadata(layers), resume))
                 self._writer_of |= dict.fromkeys(specs, self._writers[-1])
             for key, number in zip(VERSION_KEYS, VERSION, strict=True):

@@ -102,12 +102,7 @@ class AfqCodec(UqffCodec):
 
         codes = entries[""].view(torch.uint8)
         buffers = {"codes": codes, "scales": entries[".scales"], "biases": entries[".biases"]}
-        for name, spec in layout.buffers(shape).items():
-            if tuple(buffers[name].shape) != spec.shape:
-                raise HeaderError(
-                    f"{layout} {list(shape)} has {name} {list(spec.shape)}, found {list(buffers[name].shape)}"
-                )
-        return QuantizedTensor(layout, shape, buffers)
+        return self.from_buffers(layout, shape, buffers)
 
 
 def _affine(layout: Layout) -> GroupedAffine:

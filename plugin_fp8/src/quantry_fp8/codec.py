@@ -25,7 +25,6 @@ __all__ = ["CODECS", "F8q8Codec", "Fp8Codec", "quant_scale"]
 
 _E4M3_CODE = 9  # mistral.rs' number of the type
 _LAYOUT = ScaledFloat("e4m3", (0, 0), "f32")
-_MAX_DIM = 2**32 - 1  # `.shape` is U32
 _NEAR = 2.0**-7  # a quotient rounded to bfloat16 is this near
 
 
@@ -43,7 +42,7 @@ class Fp8Codec(UqffCodec):
         """None for matrices of e4m3 with one float32 scale."""
         if layout != _LAYOUT:
             return f"UQFF tag 3 stores {_LAYOUT}, not {layout}"
-        return _matrix_reason(3, layout, shape)
+        return self.matrix_refusal(layout, shape)
 
     def label(self, layout: Layout) -> str:
         """`fp8`."""
@@ -75,7 +74,7 @@ class Fp8Codec(UqffCodec):
     def layout_of(self, specs: Mapping[str, BufferSpec], small: Mapping[str, Tensor]) -> tuple[Layout, Shape]:
         """`float:e4m3,0x0,f32`."""
         shape = specs[""].shape if "" in specs else ()
-        _check(3, specs, self.entries(_LAYOUT, shape))
+        self.expect(specs, self.entries(_LAYOUT, shape))
         code = int(small[".dtype"].item())
         if code != _E4M3_CODE:
             raise HeaderError(f"`weight.dtype` is {code}; every FP8 layer of UQFF has {_E4M3_CODE}")
@@ -105,7 +104,7 @@ class F8q8Codec(UqffCodec):
 
     def why_not(self, layout: Layout, shape: Shape) -> str | None:
         """None for matrices."""
-        return _matrix_reason(5, layout, shape)
+        return self.matrix_refusal(layout, shape)
 
     def label(self, layout: Layout) -> str:
         """`f8q8`."""
@@ -135,11 +134,11 @@ class F8q8Codec(UqffCodec):
         if ".shape" not in specs or ".shape" not in small:
             raise HeaderError("UQFF tag 5 needs the entry `weight.shape`, of a few numbers")
         layout, shape = F8q8(), tuple(int(n) for n in small[".shape"].reshape(-1).tolist())
-        _check(5, {".shape": specs[".shape"]}, {".shape": BufferSpec("u32", (len(shape),))})
+        self.expect({".shape": specs[".shape"]}, {".shape": BufferSpec("u32", (len(shape),))})
         reason = self.why_not(layout, shape)
         if reason is not None:
             raise HeaderError(f"`weight.shape` is {list(shape)}: {reason}")
-        _check(5, specs, self.entries(layout, shape))
+        self.expect(specs, self.entries(layout, shape))
         found, blocks = int(small[".num_blocks"].item()), layout.nbytes(shape) // BLOCK_BYTES
         if found != blocks:
             raise HeaderError(f"`weight.num_blocks` is {found}; {list(shape)} has {blocks} blocks of 32")
@@ -167,26 +166,6 @@ def quant_scale(scale: float) -> float:
     up = down.reciprocal()
     short = up.bfloat16().float()
     return float(short if short.reciprocal() == down else up)
-
-
-def _matrix_reason(tag: int, layout: Layout, shape: Shape) -> str | None:
-    if len(shape) != 2:
-        return f"UQFF tag {tag} stores matrices, not stacks of them: got {len(shape)} dimensions"
-    if max(shape) > _MAX_DIM:
-        return f"UQFF tag {tag} stores 32-bit dimensions, got {max(shape)}"
-    return layout.why_not(shape)
-
-
-def _check(tag: int, specs: Mapping[str, BufferSpec], expected: Mapping[str, BufferSpec]) -> None:
-    for suffix, wanted in expected.items():
-        if suffix not in specs:
-            raise HeaderError(f"UQFF tag {tag} needs the entry `weight{suffix}`")
-        if specs[suffix] != wanted:
-            found = specs[suffix]
-            raise HeaderError(
-                f"`weight{suffix}` must be {wanted.dtype} {list(wanted.shape)},"
-                f" found {found.dtype} {list(found.shape)}"
-            )
 
 
 CODECS: list[UqffCodec] = [Fp8Codec(), F8q8Codec()]

@@ -26,7 +26,6 @@ __all__ = ["CODECS", "HqqCodec"]
 
 _GROUP = 64
 _BITS = (4, 8)
-_MAX_DIM = 2**32 - 1  # `.shape` is U32
 
 # suffix → element type and value of what describes the quantizer; `.bits` is 4 or 8, the others are read with
 # any value but these, which decide what the bytes mean
@@ -57,11 +56,7 @@ class HqqCodec(UqffCodec):
         """None for matrices of 4- or 8-bit codes with float zeros, groups of 64 across rows."""
         if layout not in [_layout(bits) for bits in _BITS]:
             return f"UQFF tag 2 stores {_layout(4)} and {_layout(8)}, not {layout}"
-        if len(shape) != 2:
-            return f"UQFF tag 2 stores matrices, not stacks of them: got {len(shape)} dimensions"
-        if max(shape) > _MAX_DIM:
-            return f"UQFF tag 2 stores 32-bit dimensions, got {max(shape)}"
-        return layout.why_not(shape)
+        return self.matrix_refusal(layout, shape)
 
     def label(self, layout: Layout) -> str:
         """`hqq4`, `hqq8`."""
@@ -101,11 +96,10 @@ class HqqCodec(UqffCodec):
 
     def layout_of(self, specs: Mapping[str, BufferSpec], small: Mapping[str, Tensor]) -> tuple[Layout, Shape]:
         """`affine:b4,g64,out,float,f32` or that of 8 bits."""
-        for suffix, (dtype, _) in _FACTS.items():
-            _check(specs, suffix, BufferSpec(dtype, ()))
+        self.expect(specs, {suffix: BufferSpec(dtype, ()) for suffix, (dtype, _) in _FACTS.items()})
         if ".shape" not in specs or ".shape" not in small:
             raise HeaderError("UQFF tag 2 needs the entry `weight.shape`, of a few numbers")
-        _check(specs, ".shape", BufferSpec("u32", (small[".shape"].numel(),)))
+        self.expect(specs, {".shape": BufferSpec("u32", (small[".shape"].numel(),))})
         for suffix in _DECIDING:
             found, wanted = int(small[suffix].item()), _FACTS[suffix][1]
             if found != wanted:
@@ -117,9 +111,7 @@ class HqqCodec(UqffCodec):
         reason = self.why_not(layout, shape)
         if reason is not None:
             raise HeaderError(f"`weight.shape` is {list(shape)}: {reason}")
-        expected = self.entries(layout, shape)
-        for suffix in ("", ".scales", ".zeros"):
-            _check(specs, suffix, expected[suffix])
+        self.expect(specs, self.entries(layout, shape))
         return layout, shape
 
     def decode(self, entries: Mapping[str, Tensor], layout: Layout, shape: Shape) -> QuantizedTensor:
@@ -142,17 +134,6 @@ class HqqCodec(UqffCodec):
 
 def _layout(bits: int) -> GroupedAffine:
     return GroupedAffine(bits, _GROUP, "out", "float", "f32")
-
-
-def _check(specs: Mapping[str, BufferSpec], suffix: str, expected: BufferSpec) -> None:
-    if suffix not in specs:
-        raise HeaderError(f"UQFF tag 2 needs the entry `weight{suffix}`")
-    if specs[suffix] != expected:
-        found = specs[suffix]
-        raise HeaderError(
-            f"`weight{suffix}` must be {expected.dtype} {list(expected.shape)},"
-            f" found {found.dtype} {list(found.shape)}"
-        )
 
 
 CODECS = [HqqCodec()]

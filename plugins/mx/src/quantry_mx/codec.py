@@ -69,12 +69,7 @@ class Mxfp4Codec(UqffCodec):
     def decode(self, entries: Mapping[str, Tensor], layout: Layout, shape: Shape) -> QuantizedTensor:
         """Views of the entries."""
         buffers = {"codes": entries[""], "scales": entries[".scales"]}
-        for name, spec in layout.buffers(shape).items():
-            if tuple(buffers[name].shape) != spec.shape:
-                raise HeaderError(
-                    f"{layout} {list(shape)} has {name} {list(spec.shape)}, found {list(buffers[name].shape)}"
-                )
-        return QuantizedTensor(layout, shape, buffers)
+        return self.from_buffers(layout, shape, buffers)
 
 
 CODECS = [Mxfp4Codec()]
