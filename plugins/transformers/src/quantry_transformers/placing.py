@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from quantry import Dense, FormatError, QuantizedTensor, dtype_name, explain, pack_layer, use
+from quantry import Dense, FormatError, QuantizedTensor, Role, dtype_name, explain, pack_layer, use
 
 __all__ = ["Placing"]
 
@@ -34,23 +33,25 @@ class Placing:
 
         A dense weight narrower than the compute dtype stays so where a kernel reads it; else it is cast.
         """
-        if qt.layout.family == "dense" and self.isq is not None:
-            role: Literal["embedding"] | None = "embedding" if "embedding" in ops else None
-            packed = pack_layer(name, qt.buffers["weight"], self.isq, role)
-            qt = qt if isinstance(packed, str) else packed
+        qt = self._packed(name, qt, "embedding" if "embedding" in ops else None)
         if qt.layout.family == "dense" and not self._stays_narrow(qt, ops):
             return self.dense(name, qt)
         return qt if self.device == "cpu" else qt.to(self.device)
 
     def experts(self, name: str, qt: QuantizedTensor) -> QuantizedTensor:
         """What a stack of experts holds: packed as stored or as asked, else plain in the compute dtype."""
-        if qt.layout.family == "dense" and self.isq is not None:
-            packed = pack_layer(name, qt.buffers["weight"], self.isq, "experts")
-            qt = qt if isinstance(packed, str) else packed
+        qt = self._packed(name, qt, "experts")
         if qt.layout.family == "dense":
             weight = qt.buffers["weight"].to(self.dtype)
             qt = QuantizedTensor(Dense(dtype_name(self.dtype)), qt.shape, {"weight": weight})
         return qt if self.device == "cpu" else qt.to(self.device)
+
+    def _packed(self, name: str, qt: QuantizedTensor, role: Role | None) -> QuantizedTensor:
+        """A dense weight as the type asked for makes it, unless the rules of ISQ leave it dense."""
+        if qt.layout.family != "dense" or self.isq is None:
+            return qt
+        packed = pack_layer(name, qt.buffers["weight"], self.isq, role)
+        return qt if isinstance(packed, str) else packed
 
     def _stays_narrow(self, qt: QuantizedTensor, ops: tuple[str, ...]) -> bool:
         if qt.buffers["weight"].dtype.itemsize >= self.dtype.itemsize:
