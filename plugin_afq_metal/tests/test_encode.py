@@ -23,7 +23,7 @@ from quantry import (
     dtype_name,
     unpack_codes,
 )
-from quantry.testing import QuantizerSuite
+from quantry.testing import QuantizerSuite, on_target, on_threads
 from quantry_afq_metal.encode import QUANTIZERS, MinMaxQuantizer
 from quantry_afq_metal.native import LIBRARY
 
@@ -70,9 +70,8 @@ def check_mlx(q: Quantizer, weight: Tensor) -> None:
 
 @pytest.fixture(params=LIBRARY.targets())
 def target(request: pytest.FixtureRequest) -> Iterator[str]:
-    LIBRARY.set_target(request.param)
-    yield request.param
-    LIBRARY.set_target(None)
+    with on_target(LIBRARY, request.param):
+        yield request.param
 
 
 for _q in QUANTIZERS:
@@ -133,13 +132,10 @@ def test_mlx_reads_the_bytes() -> None:
 @pytest.mark.parametrize("q", QUANTIZERS, ids=by_name)
 def test_thread_count_does_not_matter(q: Quantizer) -> None:
     weight = torch.cat([edge_rows(512), torch.randn(300, 512)])
-    before, found = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 7):
-            torch.set_num_threads(threads)
+    found = []
+    for threads in (1, 2, 7):
+        with on_threads(threads):
             found.append(encode(q, weight))
-    finally:
-        torch.set_num_threads(before)
     assert all(same(found[0], other) for other in found[1:])
 
 

@@ -12,7 +12,7 @@ from make_fp8_golden import hash_of
 
 from quantry import QuantizedTensor, ShapeError, UsageError, ValueDomainError
 from quantry.testing import CORNERS as KINDS
-from quantry.testing import QuantizerSuite, worked_example
+from quantry.testing import QuantizerSuite, on_target, on_threads, worked_example
 from quantry.testing import corner_weight as weight
 from quantry_fp8.codec import CODECS
 from quantry_fp8.encode import QUANTIZERS, Fp8, Fp8Channel, Fp8Q8
@@ -85,27 +85,19 @@ def test_channel_is_the_nearest_code_of_each_row(kind: str) -> None:
 @pytest.mark.parametrize("target", LIBRARY.TARGETS)
 @pytest.mark.parametrize("name", BY_NAME)
 def test_every_target_writes_the_same_bytes(name: str, target: str) -> None:
-    if target not in LIBRARY.targets():
-        pytest.skip(f"needs a machine with {target}")
     w = torch.cat([weight(kind) for kind in KINDS if kind != "huge"])[:, :251]
     expected = encode(name, w)
-    LIBRARY.set_target(target)
-    try:
+    with on_target(LIBRARY, target):
         assert same(encode(name, w), expected)
-    finally:
-        LIBRARY.set_target(None)
 
 
 @pytest.mark.parametrize("name", BY_NAME)
 def test_thread_count_does_not_matter(name: str) -> None:
-    w, before = torch.randn(500, 1001), torch.get_num_threads()
+    w = torch.randn(500, 1001)
     expected = encode(name, w)
-    try:
-        for threads in (1, 3, 16):
-            torch.set_num_threads(threads)
+    for threads in (1, 3, 16):
+        with on_threads(threads):
             assert same(encode(name, w), expected)
-    finally:
-        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -10,8 +10,14 @@ import torch
 
 import quantry
 from quantry import ScaledFloat, Shape
-from quantry.testing import KernelSuite, random_weight
-from quantry.testing.tolerance import product_bound, rounding
+from quantry.testing import (
+    KernelSuite,
+    check_experts,
+    check_modules,
+    check_products,
+    on_target,
+    random_weight,
+)
 from quantry_fp8.encode import QUANTIZERS
 from quantry_fp8.f8q8 import F8q8, F8q8Panel
 from quantry_fp8.kernels import KERNELS
@@ -82,41 +88,19 @@ def shapes_of(name: str) -> list[Shape]:
 @pytest.mark.parametrize("target", LIBRARY.TARGETS)
 @pytest.mark.parametrize("name", NAMES)
 def test_products_equal_float64(name: str, target: str) -> None:
-    if target not in LIBRARY.targets():
-        pytest.skip(f"needs a machine with {target}")
-    LIBRARY.set_target(target)
-    try:
+    with on_target(LIBRARY, target):
         for shape in shapes_of(name):
-            packed = quantry.quantize(torch.randn(shape), name)
-            dense = packed.dequantize().double()
-            for rows in (1, 3, 20):
-                x = torch.randn(rows, shape[1])
-                y, want = quantry.matmul(x, packed), x.double() @ dense.T
-                limit = product_bound(x.double(), dense, BY_NAME["fp8.float_exact"].numerics)
-                assert ((y - want).abs() <= limit + rounding(want, torch.float32)).all(), shape
-    finally:
-        LIBRARY.set_target(None)
+            check_products(quantry.quantize(torch.randn(shape), name), BY_NAME["fp8.float_exact"].numerics)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_modules_run_packed(name: str) -> None:
-    packed = quantry.quantize(torch.randn(64, 96), name)
-    linear = quantry.QuantLinear(packed)
-    linear.prepare()
-    assert linear.layout.family.endswith("_panel")
-    assert linear.storable().layout == packed.layout
-    assert all(torch.equal(linear.storable().buffers[n], b) for n, b in packed.buffers.items())
-    ids = torch.tensor([[0, 63], [5, 5]])
-    assert torch.equal(quantry.QuantEmbedding(packed)(ids), packed.dequantize()[ids])
+    check_modules(quantry.quantize(torch.randn(64, 96), name))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_experts_run_packed(name: str) -> None:
-    packed = quantry.quantize(torch.randn(4, 48, 64), name)
-    x, ids = torch.randn(5, 1, 64), torch.randint(0, 4, (5, 2))
-    y = quantry.QuantExperts(packed)(x, ids)
-    want = torch.einsum("tsk,tsnk->tsn", x.double().expand(5, 2, 64), packed.dequantize().double()[ids])
-    assert torch.allclose(y.double(), want, rtol=0, atol=2**-16 * want.abs().max().item())
+    check_experts(quantry.quantize(torch.randn(4, 48, 64), name))
 
 
 def test_large_f8q8_weights_may_grow_to_panels() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from ggml_samples import float_rows
+from grid_samples import importance_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -43,15 +44,6 @@ def encode(name: str, weight: torch.Tensor, stats: torch.Tensor | None = None) -
 def encoded_bytes(name: str, rows: np.ndarray, importance: np.ndarray | None = None) -> np.ndarray:
     stats = None if importance is None else torch.from_numpy(importance)
     return encode(name, torch.from_numpy(np.ascontiguousarray(rows)), stats).buffers["blocks"].numpy()
-
-
-def importance_of(kind: str, columns: int) -> np.ndarray:
-    rng = np.random.default_rng(5)
-    values = rng.random(columns, np.float32) ** 4
-    if kind == "holes":
-        values[rng.random(columns) < 0.3] = 0
-        values[::50] = 1e4
-    return np.zeros(columns, np.float32) if kind == "zero" else values
 
 
 @pytest.mark.parametrize("columns", [256, 768])

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quantry import ShapeError, UsageError, ValueDomainError
-from quantry.testing import QuantizerSuite
+from quantry.testing import QuantizerSuite, on_threads
 from quantry_gguf import native
 from quantry_gguf.encode_grid import QUANTIZERS
 from quantry_gguf.layout import GgmlBlocks
@@ -108,14 +108,10 @@ def test_every_target_writes_the_same_bytes(name: str, target: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_thread_count_does_not_matter(name: str) -> None:
     weight = torch.from_numpy(np.concatenate(list(grid_rows(768).values())))
-    before = torch.get_num_threads()
     found = []
-    try:
-        for threads in (1, 2, 7):
-            torch.set_num_threads(threads)
+    for threads in (1, 2, 7):
+        with on_threads(threads):
             found.append(blocks_of(name, weight, stats_of(name, 768)))
-    finally:
-        torch.set_num_threads(before)
     assert torch.equal(found[1], found[0])
     assert torch.equal(found[2], found[0])
 

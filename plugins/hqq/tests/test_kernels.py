@@ -10,8 +10,13 @@ import torch
 
 import quantry
 from quantry import Shape
-from quantry.testing import KernelSuite
-from quantry.testing.tolerance import product_bound, rounding
+from quantry.testing import (
+    KernelSuite,
+    check_experts,
+    check_modules,
+    check_products,
+    on_target,
+)
 from quantry_hqq.encode import QUANTIZERS
 from quantry_hqq.kernels import KERNELS
 from quantry_hqq.native import LIBRARY
@@ -62,38 +67,17 @@ def shapes_of(name: str) -> list[Shape]:
 @pytest.mark.parametrize("target", LIBRARY.TARGETS)
 @pytest.mark.parametrize("name", NAMES)
 def test_products_equal_float64(name: str, target: str) -> None:
-    if target not in LIBRARY.targets():
-        pytest.skip(f"needs a machine with {target}")
-    LIBRARY.set_target(target)
-    try:
+    with on_target(LIBRARY, target):
         for shape in shapes_of(name):
-            packed = quantry.quantize(torch.randn(shape), name)
-            dense = packed.dequantize().double()
-            for rows in (1, 3, 20):
-                x = torch.randn(rows, shape[1])
-                y, want = quantry.matmul(x, packed), x.double() @ dense.T
-                limit = product_bound(x.double(), dense, BY_NAME["hqq.affine_exact"].numerics)
-                assert ((y - want).abs() <= limit + rounding(want, torch.float32)).all(), shape
-    finally:
-        LIBRARY.set_target(None)
+            check_products(quantry.quantize(torch.randn(shape), name), BY_NAME["hqq.affine_exact"].numerics)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_modules_run_packed(name: str) -> None:
-    packed = quantry.quantize(torch.randn(64, 192), name)
-    linear = quantry.QuantLinear(packed)
-    linear.prepare()
+    linear = check_modules(quantry.quantize(torch.randn(64, 192), name))
     assert linear.layout.family == "affine_panel"
-    assert linear.storable().layout == packed.layout
-    assert all(torch.equal(linear.storable().buffers[n], b) for n, b in packed.buffers.items())
-    ids = torch.tensor([[0, 63], [5, 5]])
-    assert torch.equal(quantry.QuantEmbedding(packed)(ids), packed.dequantize()[ids])
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_experts_run_packed(name: str) -> None:
-    packed = quantry.quantize(torch.randn(4, 64, 64), name)
-    x, ids = torch.randn(5, 1, 64), torch.randint(0, 4, (5, 2))
-    y = quantry.QuantExperts(packed)(x, ids)
-    want = torch.einsum("tsk,tsnk->tsn", x.double().expand(5, 2, 64), packed.dequantize().double()[ids])
-    assert torch.allclose(y.double(), want, rtol=0, atol=2**-16 * want.abs().max().item())
+    check_experts(quantry.quantize(torch.randn(4, 64, 64), name))

@@ -14,7 +14,7 @@ from mx_weights import edge_rows, in_dtype, mxfp4_reference, mxfp8_reference
 from torch import Tensor
 
 from quantry import QuantizedTensor, Quantizer, ShapeError, ValueDomainError, dtype_name
-from quantry.testing import QuantizerSuite
+from quantry.testing import QuantizerSuite, on_target, on_threads
 from quantry_mx.encode import QUANTIZERS
 from quantry_mx.native import LIBRARY
 
@@ -40,9 +40,8 @@ def check(q: Quantizer, weight: Tensor) -> None:
 
 @pytest.fixture(params=LIBRARY.targets())
 def target(request: pytest.FixtureRequest) -> Iterator[str]:
-    LIBRARY.set_target(request.param)
-    yield request.param
-    LIBRARY.set_target(None)
+    with on_target(LIBRARY, request.param):
+        yield request.param
 
 
 class TestMxfp4(QuantizerSuite):
@@ -95,13 +94,10 @@ def test_every_number_of_the_format_is_kept(q: Quantizer) -> None:
 @pytest.mark.parametrize("q", QUANTIZERS, ids=by_name)
 def test_thread_count_does_not_matter(q: Quantizer) -> None:
     weight = torch.cat([edge_rows(512), torch.randn(300, 512)])
-    before, found = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 7):
-            torch.set_num_threads(threads)
+    found = []
+    for threads in (1, 2, 7):
+        with on_threads(threads):
             found.append(encode(q, weight).buffers)
-    finally:
-        torch.set_num_threads(before)
     for other in found[1:]:
         assert all(torch.equal(other[name], buffer) for name, buffer in found[0].items())
 

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
-import quantry
-from quantry import Layout, Numerics, QuantEmbedding, QuantExperts, QuantLinear, ScaledFloat
-from quantry.testing import ConversionSuite, KernelSuite, PluginSuite, random_weight
-from quantry.testing.tolerance import product_bound
+from quantry import Layout, ScaledFloat
+from quantry.testing import ConversionSuite, KernelSuite, PluginSuite, check_pinned, random_weight
 from quantry_mx.panels import CONVERSIONS, KERNELS
 
 SOURCES = [ScaledFloat(element, (1, 32), "e8m0") for element in ("e2m1", "e4m3")]
 OWN = tuple(f"mx.float_{name}" for name in ("exact", "experts_exact", "embedding"))
-EXACT = Numerics(accumulate="f32", activations="exact", deterministic=True)
 
 
 def panels(layout: Layout) -> Layout:
@@ -40,27 +36,9 @@ class TestPlugin(PluginSuite):
 @pytest.mark.parametrize("source", SOURCES, ids=str)
 @pytest.mark.parametrize("shape", [(33, 192), (16, 256), (1, 32), (17, 1056)])
 def test_matmul_is_the_product_with_the_dequantized_weight(shape: tuple[int, int], source: Layout) -> None:
-    qt = random_weight(source, shape, 1)
-    dense = qt.dequantize().double()
-    for rows in (1, 3, 17):
-        x = torch.randn(rows, shape[1], generator=torch.Generator().manual_seed(rows))
-        with quantry.use(*OWN, numerics="exact"):
-            off = (quantry.matmul(x, qt) - x.double() @ dense.T).abs()
-        assert (off <= product_bound(x.double(), dense, EXACT)).all()
+    check_pinned(random_weight(source, shape, 1), None, OWN)
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=str)
 def test_modules_run_packed(source: Layout) -> None:
-    qt, stack = (random_weight(source, shape, 1) for shape in ((40, 128), (3, 40, 128)))
-    x, ids = torch.randn(5, 128), torch.tensor([[2], [0], [1], [1], [0]])
-    dense = qt.dequantize()
-    with quantry.use(*OWN, numerics="exact"):
-        linear, experts, embedding = QuantLinear(qt), QuantExperts(stack), QuantEmbedding(qt)
-        found, mixed, rows = linear(x), experts(x[:, None], ids), embedding(torch.tensor([3, 39]))
-    assert {k.name for k in linear.kernels["linear"] if k is not None} == {"mx.float_exact"}
-    assert torch.equal(rows, dense[[3, 39]])
-    bound = product_bound(x.double(), dense.double(), EXACT)
-    assert ((found - x.double() @ dense.double().T).abs() <= bound).all()
-    for token, expert in enumerate(ids.flatten().tolist()):
-        w, row = stack.dequantize()[expert].double(), x[token : token + 1].double()
-        assert ((mixed[token] - row @ w.T).abs() <= product_bound(row, w, EXACT)).all()
+    check_pinned(*(random_weight(source, shape, 1) for shape in ((40, 128), (3, 40, 128))), OWN)

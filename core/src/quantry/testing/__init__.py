@@ -13,7 +13,9 @@ from quantry.testing.kernels import KernelSuite
 from quantry.testing.layouts import LayoutCase, LayoutSuite
 from quantry.testing.native_build import NativeBuildSuite
 from quantry.testing.plugin import PluginSuite, check_plugin
+from quantry.testing.products import check_experts, check_modules, check_pinned, check_products
 from quantry.testing.quantizers import QuantizerSuite
+from quantry.testing.running import on_target, on_threads
 from quantry.testing.suite import Outcome, outcomes
 from quantry.testing.weights import known_layouts, random_weight
 
@@ -31,13 +33,19 @@ __all__ = [
     "PluginSuite",
     "QuantizerSuite",
     "UqffCodecSuite",
+    "check_experts",
+    "check_modules",
+    "check_pinned",
     "check_plugin",
+    "check_products",
     "corner_weight",
     "fake_device",
     "installed",
     "known_layouts",
     "mutated",
     "mutations",
+    "on_target",
+    "on_threads",
     "outcomes",
     "random_weight",
     "worked_example",

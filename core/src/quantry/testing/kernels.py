@@ -25,6 +25,7 @@ from quantry.resolve import resolve
 from quantry.tensor import QuantizedTensor
 from quantry.testing.calls import CALLS, Call, total_bound
 from quantry.testing.installed import installed
+from quantry.testing.running import on_threads
 from quantry.testing.suite import Suite, assert_pure_import, assert_sentence
 from quantry.testing.weights import known_layouts, random_weight
 
@@ -137,7 +138,7 @@ class KernelSuite(Suite):
         with ThreadPoolExecutor(_THREADS) as pool:
             jobs = [pool.submit(self._run, given, qt, None) for _ in range(_THREADS)]
             together = [job.result() for job in jobs]
-        with _torch_threads(_THREADS):
+        with on_threads(_THREADS):
             together.append(self._run(given, qt, None))
         for other in together:
             if self.kernel.numerics_for(case.layout).deterministic:
@@ -354,13 +355,3 @@ def _absent(device: str) -> str | None:
 
 def _spread(bias: Tensor, given: tuple[Tensor, ...], plain: Tensor) -> Tensor:
     return bias if bias.ndim == 1 else bias[given[1]]
-
-
-@contextlib.contextmanager
-def _torch_threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
