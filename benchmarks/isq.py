@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -26,6 +24,10 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+
+import quantry
+from quantry.bench.machine import describe
+from quantry.plugins import registry
 
 HIDDEN, INNER, VOCAB = 2048, 8192, 32000
 RESULTS = Path(__file__).parent / "results"
@@ -63,7 +65,9 @@ def main() -> None:
         model = options.folder or Path(scratch) / "model"
         nbytes = checkpoint(model, options.gigabytes)
         rows = [measured(model, nbytes, name, Path(scratch), options) for name in options.types.split(",")]
-    document = {"machine": machine(), "checkpoint_bytes": nbytes, "rows": rows}
+    dists = ("safetensors", "mistralrs") if options.mistralrs else ("safetensors",)
+    machine = describe(registry().device("cpu"), torch.get_num_threads(), dists)
+    document = {"machine": machine, "checkpoint_bytes": nbytes, "rows": rows}
     options.output.write_text(json.dumps(document, indent=2) + "\n")
     options.output.with_suffix(".md").write_text(table(document))
     print(table(document))
@@ -169,8 +173,6 @@ def measured(
 
 def encoder_speed(name: str) -> float:
     """MB of bfloat16 a second that `quantry.quantize` packs in memory, on all threads."""
-    import quantry
-
     weight = (torch.randn(SAMPLE_ROWS, HIDDEN, generator=torch.Generator().manual_seed(1)) / 45).bfloat16()
     best = float("inf")
     for _ in range(5):
@@ -194,15 +196,6 @@ def mistralrs(model: Path, name: str, scratch: Path) -> tuple[float, float]:
     command = [sys.executable, "-c", _MISTRALRS, str(model), str(target / f"{name}.uqff"), name]
     said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()
     return float(said[-2]), float(said[-1]) / 1e6
-
-
-def machine() -> dict[str, Any]:
-    from quantry.devices import cpu_features
-
-    return {
-        "cpu": cpu_features()[0], "threads": os.cpu_count(), "torch": torch.__version__,
-        "python": platform.python_version(),
-    }  # fmt: skip
 
 
 def table(document: dict[str, Any]) -> str:
