@@ -5,7 +5,6 @@ Their generators import it: mistralrs 0.9.5 and tokenizers are needed.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from pathlib import Path
 import test_peer_mistralrs as peer
 from safetensors.torch import load_file, save_file
 
-from quantry.testing import CORNER_SIZE, CORNERS, corner_weight
+from quantry.testing import CORNER_SIZE, CORNERS, corner_weight, tensor_digest
 
 _WRITE = """
 import sys
@@ -56,13 +55,6 @@ def write(types: Iterable[str], path: Path) -> None:
 
 
 def hashes(entries: dict, name: str) -> dict[str, str]:
-    """Suffix → the first 16 digits of SHA-256 over shape and bytes."""
+    """Suffix → digest."""
     parts = {key[len(name) :]: t for key, t in entries.items() if key == name or key.startswith(f"{name}.")}
-    return {suffix: hash_of(t) for suffix, t in sorted(parts.items()) if suffix != ".format"}
-
-
-def hash_of(t) -> str:
-    import torch
-
-    raw = t.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
-    return hashlib.sha256(f"{t.dtype}{list(t.shape)}".encode() + raw).hexdigest()[:16]
+    return {suffix: tensor_digest(t) for suffix, t in sorted(parts.items()) if suffix != ".format"}

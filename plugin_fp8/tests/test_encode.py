@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from make_fp8_golden import hash_of
 
 from quantry import QuantizedTensor, ShapeError, UsageError, ValueDomainError
 from quantry.testing import CORNERS as KINDS
-from quantry.testing import QuantizerSuite, on_target, on_threads, worked_example
+from quantry.testing import QuantizerSuite, on_target, on_threads, tensor_digest, worked_example
 from quantry.testing import corner_weight as weight
 from quantry_fp8.codec import CODECS
 from quantry_fp8.encode import QUANTIZERS, Fp8, Fp8Channel, Fp8Q8
@@ -69,7 +68,7 @@ def test_entries_equal_mistralrs(name: str, kind: str) -> None:
     if (name, kind) == ("f8q8", "huge"):
         pytest.skip("mistral.rs stores scales 10^28 too small there; this is refused below")
     entries = CODEC[name].encode(encode(name, weight(kind)))
-    assert {suffix: hash_of(t) for suffix, t in entries.items()} == GOLDEN[name][kind]
+    assert {suffix: tensor_digest(t) for suffix, t in entries.items()} == GOLDEN[name][kind]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from make_hqq_golden import ROWS, hash_of
+from make_hqq_golden import ROWS
 
 from quantry import QuantizedTensor, ShapeError, UsageError, ValueDomainError, unpack_codes
 from quantry.testing import CORNERS as KINDS
-from quantry.testing import QuantizerSuite, on_target, on_threads, worked_example
+from quantry.testing import QuantizerSuite, on_target, on_threads, tensor_digest, worked_example
 from quantry.testing import corner_weight as weight
 from quantry_hqq.codec import CODECS
 from quantry_hqq.encode import QUANTIZERS
@@ -88,7 +88,7 @@ def test_worked_example(name: str, first: str, scale: str, zero: str, sha256: st
 @pytest.mark.parametrize("name", ACROSS)
 def test_entries_equal_mistralrs(name: str, kind: str) -> None:
     entries = CODECS[0].encode(encode(name, weight(kind)))
-    assert {suffix: hash_of(t) for suffix, t in entries.items()} == MISTRALRS[name][kind]
+    assert {suffix: tensor_digest(t) for suffix, t in entries.items()} == MISTRALRS[name][kind]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from quantry.testing.codecs import UqffCodecSuite
 from quantry.testing.conversions import ConversionSuite
-from quantry.testing.corners import CORNER_SIZE, CORNERS, corner_weight, worked_example
+from quantry.testing.corners import CORNER_SIZE, CORNERS, corner_weight, tensor_digest, worked_example
 from quantry.testing.fake_device import FakeProbe, fake_device
 from quantry.testing.formats import FormatSuite
 from quantry.testing.hostile import mutated, mutations
@@ -48,5 +48,6 @@ __all__ = [
     "on_threads",
     "outcomes",
     "random_weight",
+    "tensor_digest",
     "worked_example",
 ]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["CORNERS", "CORNER_SIZE", "corner_weight", "worked_example"]
+__all__ = ["CORNERS", "CORNER_SIZE", "corner_weight", "tensor_digest", "worked_example"]
 
 CORNER_SIZE = 256
 _SHAPE = (CORNER_SIZE, CORNER_SIZE)
@@ -57,3 +58,9 @@ CORNERS: dict[str, Callable[[], np.ndarray]] = {
 def corner_weight(kind: str) -> Tensor:
     """The float32 weight of a kind that CORNERS names."""
     return torch.from_numpy(CORNERS[kind]())
+
+
+def tensor_digest(t: Tensor) -> str:
+    """The first 16 digits of SHA-256 over dtype, shape and bytes, as golden files hold it."""
+    raw = t.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+    return hashlib.sha256(f"{t.dtype}{list(t.shape)}".encode() + raw).hexdigest()[:16]
