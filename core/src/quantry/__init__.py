@@ -15,6 +15,10 @@ __version__ = "0.1.0"
 # public name → the module it lives in, imported at first use: `import quantry` imports no torch. No module
 # may have the name of a public function: importing it would put the module in the function's place.
 _HOME = {
+    "Adapter": "adapter",
+    "AdapterFormat": "adapter",
+    "LowRank": "adapter",
+    "read_adapter": "adapter",
     "Checkpoint": "checkpoint",
     "open": "checkpoint",
     "UqffCodec": "codec",
@@ -40,12 +44,18 @@ _HOME = {
     "UsageError": "errors",
     "ValueDomainError": "errors",
     "nearest": "errors",
+    "Executor": "executor",
+    "TaskDone": "executor",
     "explain": "explanation",
     "Detection": "format",
     "Format": "format",
     "TensorEntry": "format",
     "WeightSource": "format",
     "hookimpl": "hookspecs",
+    "Importance": "importance",
+    "ImportanceFormat": "importance",
+    "read_importance": "importance_files",
+    "write_importance": "importance_files",
     "inspect": "inspection",
     "quantize": "isq",
     "pack_layer": "isq_model",
@@ -91,7 +101,9 @@ _HOME = {
     "Role": "roles",
     "role_of": "roles",
     "Roof": "roof",
+    "Calibrated": "runtime",
     "Exported": "runtime",
+    "Observer": "runtime",
     "Runtime": "runtime",
     "MappedFile": "source",
     "Source": "source",
@@ -105,8 +117,11 @@ _RENAMED = {"open": "open_checkpoint", "pack_codes": "pack", "unpack_codes": "un
 
 __all__ = [
     "__version__",
+    "Adapter",
+    "AdapterFormat",
     "BUCKETS",
     "BufferSpec",
+    "Calibrated",
     "Checkpoint",
     "Conversion",
     "Decision",
@@ -115,22 +130,27 @@ __all__ = [
     "DeviceInfo",
     "DeviceProbe",
     "DuplicateTensor",
+    "Executor",
     "Exported",
     "Format",
     "FormatError",
     "GroupedAffine",
     "GroupedCodebook",
     "HeaderError",
+    "Importance",
+    "ImportanceFormat",
     "Kernel",
     "KernelError",
     "Layout",
     "LinearGroup",
+    "LowRank",
     "MappedFile",
     "MatrixQuantizer",
     "ModulePacker",
     "NativeLibrary",
     "NoKernelError",
     "Numerics",
+    "Observer",
     "OffsetError",
     "PackedModule",
     "PluginError",
@@ -151,6 +171,7 @@ __all__ = [
     "Shape",
     "ShapeError",
     "Source",
+    "TaskDone",
     "TensorEntry",
     "TiedHead",
     "TruncatedFile",
@@ -180,6 +201,8 @@ __all__ = [
     "prepare",
     "quantize",
     "quantize_model",
+    "read_adapter",
+    "read_importance",
     "registry",
     "reload",
     "role_of",
@@ -189,9 +212,11 @@ __all__ = [
     "unpack_codes",
     "use",
     "verify",
+    "write_importance",
 ]
 
 if TYPE_CHECKING:
+    from quantry.adapter import Adapter, AdapterFormat, LowRank, read_adapter
     from quantry.checkpoint import Checkpoint, open_checkpoint
     from quantry.codec import UqffCodec
     from quantry.convert import Conversion
@@ -213,9 +238,12 @@ if TYPE_CHECKING:
         ValueDomainError,
         nearest,
     )
+    from quantry.executor import Executor, TaskDone
     from quantry.explanation import explain
     from quantry.format import Detection, Format, TensorEntry, WeightSource
     from quantry.hookspecs import hookimpl
+    from quantry.importance import Importance, ImportanceFormat
+    from quantry.importance_files import read_importance, write_importance
     from quantry.inspection import inspect
     from quantry.isq import quantize
     from quantry.isq_model import pack_layer, quantize_model
@@ -247,7 +275,7 @@ if TYPE_CHECKING:
     from quantry.resolve import Decision
     from quantry.roles import Role, role_of
     from quantry.roof import Roof
-    from quantry.runtime import Exported, Runtime
+    from quantry.runtime import Calibrated, Exported, Observer, Runtime
     from quantry.source import MappedFile, Source
     from quantry.tensor import QuantizedTensor
     from quantry.timings import forget_times

@@ -9,6 +9,7 @@ from quantry.convert import Conversion
 from quantry.devices import CpuProbe, CudaProbe, DeviceProbe, MpsProbe
 from quantry.format import Format
 from quantry.hookspecs import hookimpl
+from quantry.importance import ImportanceFormat
 from quantry.kernel import Kernel
 from quantry.layout import Layout
 from quantry.quantizer import Quantizer
@@ -26,17 +27,15 @@ def quantry_formats() -> Iterable[Format]:
 @hookimpl
 def quantry_layouts() -> Iterable[type[Layout]]:
     from quantry import layouts
-    from quantry.torch_int4pack import TorchInt4Pack
 
-    return [*(getattr(layouts, name) for name in layouts.__all__), TorchInt4Pack]
+    return [getattr(layouts, name) for name in layouts.__all__]
 
 
 @hookimpl
 def quantry_conversions() -> Iterable[Conversion]:
     from quantry.panels.conversions import UNPACKING
-    from quantry.torch_int4pack import CONVERSIONS
 
-    return [*CONVERSIONS, *UNPACKING]
+    return UNPACKING
 
 
 @hookimpl
@@ -49,8 +48,6 @@ def quantry_quantizers() -> Iterable[Quantizer]:
 @hookimpl
 def quantry_kernels() -> Iterable[Kernel]:
     from quantry.reference import ReferenceEmbedding, ReferenceLinear, ReferenceLinearDx
-    from quantry.torch_int4pack import Int4PackLinear, Int4PackLinearDx
-    from quantry.torch_int8 import Int8MmLinear, Int8PackLinear
     from quantry.torch_kernels import DenseEmbedding, DenseLinear, DenseLinearDx, ExpertsLoop
 
     return [
@@ -58,10 +55,6 @@ def quantry_kernels() -> Iterable[Kernel]:
         DenseLinearDx(),
         DenseEmbedding(),
         ExpertsLoop(),
-        Int4PackLinear(),
-        Int4PackLinearDx(),
-        Int8PackLinear(),
-        Int8MmLinear(),
         ReferenceLinear(),
         ReferenceLinearDx(),
         ReferenceEmbedding(),
@@ -86,3 +79,10 @@ def quantry_roofs() -> Iterable[Roof]:
     from quantry.bench.torch_roof import TorchRoof
 
     return [TorchRoof()]
+
+
+@hookimpl
+def quantry_importance_formats() -> Iterable[ImportanceFormat]:
+    from quantry.importance_files import SafetensorsImportance
+
+    return [SafetensorsImportance()]

@@ -10,10 +10,13 @@ from pluggy import HookimplMarker, HookspecMarker
 if TYPE_CHECKING:
     import click
 
+    from quantry.adapter import AdapterFormat
     from quantry.codec import UqffCodec
     from quantry.convert import Conversion
     from quantry.devices import DeviceProbe
+    from quantry.executor import Executor
     from quantry.format import Format
+    from quantry.importance import ImportanceFormat
     from quantry.kernel import Kernel
     from quantry.layout import Layout
     from quantry.module_packer import ModulePacker
@@ -74,6 +77,21 @@ def quantry_roofs() -> Iterable[Roof]:  # type: ignore[empty-body]
 @hookspec
 def quantry_module_packers() -> Iterable[ModulePacker]:  # type: ignore[empty-body]
     """Ways to pack modules that are neither linear layers nor embeddings, for ISQ in place."""
+
+
+@hookspec
+def quantry_importance_formats() -> Iterable[ImportanceFormat]:  # type: ignore[empty-body]
+    """Kinds of files that hold importance per input column."""
+
+
+@hookspec
+def quantry_adapter_formats() -> Iterable[AdapterFormat]:  # type: ignore[empty-body]
+    """Kinds of files that hold adapters."""
+
+
+@hookspec
+def quantry_executors() -> Iterable[Executor]:  # type: ignore[empty-body]
+    """Ways to run the work of quantizing on other machines."""
 
 
 @hookspec

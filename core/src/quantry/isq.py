@@ -12,6 +12,7 @@ from quantry.checkpoint import Checkpoint, open_checkpoint
 from quantry.dtypes import dtype_name
 from quantry.errors import PluginError, ShapeError, UsageError
 from quantry.format import TensorEntry, WeightSource
+from quantry.importance_files import importance_by_weight
 from quantry.isq_checks import check_finite, importance_of
 from quantry.isq_experts import unfused
 from quantry.isq_journal import Journal, fingerprint
@@ -125,9 +126,10 @@ def quantize_checkpoint(
 ) -> IsqResult:
     """Quantize a checkpoint to UQFF, tensor block by tensor block; memory does not grow with the model.
 
-    out: `x.uqff` (shards `x-0.uqff` …) for one type, else a folder (shards `<type>-0.uqff` …). types "keep"
-    writes every weight in the type it has. selection: which tensors. config, files: of the model; by default
-    those beside a Hugging Face checkpoint, or what a runtime exports from a format with names of its own.
+    importance: by weight, under the model's names or any that a runtime knows. out: `x.uqff` (shards
+    `x-0.uqff` …) for one type, else a folder (shards `<type>-0.uqff` …). types "keep" writes every weight
+    in the type it has. selection: which tensors. config, files: of the model; by default those beside a
+    Hugging Face checkpoint, or what a runtime exports from a format with names of its own.
     jobs: workers, one per core. max_memory: bytes the process may use. nan_policy: "zero" writes 0 for NaN
     and Inf. device: where a width is to run. portable: as in `make_plan`; without it layouts that mistral.rs
     does not know go to Quantry's extension of UQFF. dry_run: only plan.
@@ -137,7 +139,7 @@ def quantize_checkpoint(
     """
     start = time.perf_counter()
     source: WeightSource = open_checkpoint(model) if isinstance(model, (str, Path)) else model
-    options = RunOptions(jobs, max_memory, nan_policy, importance or {})
+    whole = source
     names = [types] if isinstance(types, str) else list(types)
     choices = _choices(names, device)
     folder, stems = _place(Path(out), names, choices)
@@ -160,6 +162,9 @@ def quantize_checkpoint(
         stem: make_plan(weights, quantizer, selection, shard_bytes=shard_bytes, **rules)
         for stem, quantizer in stems.items()
     }
+    names_of = {e.name for e in source.entries()} | {f"{k}.weight" for p in plans.values() for k in p.keys}
+    importance = importance_by_weight(importance or {}, names_of, whole)
+    options = RunOptions(jobs, max_memory, nan_policy, importance)
     reports = tuple(plan.report(stem) for stem, plan in plans.items())
     shared = next(iter(plans.values()))  # what is no layer is the same for every type
     resumed = False

@@ -147,6 +147,11 @@ class Plan:
         """The layers to write."""
         return [tensor.layer for tensor in self.tensors]
 
+    @property
+    def keys(self) -> list[str]:
+        """Names of the layers, without `.weight`."""
+        return [tensor.layer.key for tensor in self.tensors]
+
     def report(self, stem: str) -> OutputReport:
         """Of the output of this stem, before it is written."""
         return report_of(stem, self.quant, self.layers, len(plan_shards(self.layers, self.shard_bytes)))

@@ -17,11 +17,14 @@ from typing import Any, cast
 import pluggy
 
 from quantry import hookspecs
+from quantry.adapter import AdapterFormat
 from quantry.codec import UqffCodec
 from quantry.convert import Conversion
 from quantry.devices import DeviceInfo, DeviceProbe
 from quantry.errors import PluginError, UsageError, nearest
+from quantry.executor import Executor
 from quantry.format import Format
+from quantry.importance import ImportanceFormat
 from quantry.kernel import Kernel
 from quantry.layout import Layout, parse_layout
 from quantry.module_packer import ModulePacker
@@ -51,6 +54,9 @@ _HOOKS: dict[str, tuple[str, type, Callable[[Any], object]]] = {
     "quantry_runtimes": ("runtimes", Runtime, lambda r: r.name),
     "quantry_roofs": ("roofs", Roof, lambda r: r.name),
     "quantry_module_packers": ("packers", ModulePacker, lambda m: m.name),
+    "quantry_importance_formats": ("importance_formats", ImportanceFormat, lambda f: f.name),
+    "quantry_adapter_formats": ("adapter_formats", AdapterFormat, lambda f: f.name),
+    "quantry_executors": ("executors", Executor, lambda e: e.name),
 }
 
 
@@ -140,6 +146,21 @@ class Registry:
     def packers(self) -> tuple[ModulePacker, ...]:
         """Packers of modules that are neither linear layers nor embeddings."""
         return self._all("packers")
+
+    @functools.cached_property
+    def importance_formats(self) -> tuple[ImportanceFormat, ...]:
+        """Kinds of importance files."""
+        return self._all("importance_formats")
+
+    @functools.cached_property
+    def adapter_formats(self) -> tuple[AdapterFormat, ...]:
+        """Kinds of adapter files."""
+        return self._all("adapter_formats")
+
+    @functools.cached_property
+    def executors(self) -> Mapping[str, Executor]:
+        """Executors by name."""
+        return MappingProxyType({e.name: e for e in self._all("executors")})
 
     @property
     def failures(self) -> tuple[PluginRecord, ...]:

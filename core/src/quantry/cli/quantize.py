@@ -11,8 +11,6 @@ from quantry.cli.progress import progress
 from quantry.cli.show import json_option, parse_size, print_json
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from quantry.isq_plan import Organization
     from quantry.isq_run import NanPolicy
 
@@ -37,7 +35,7 @@ Examples:
     multiple=True,
     help="ISQ types (q4k, q8_0, …) or widths (4), several by commas; keep: as they are.",
 )
-@click.option("--imatrix", help="Importance per column: a safetensors file of one vector per weight.")
+@click.option("--imatrix", help="Importance per column, of `quantry imatrix` or llama.cpp.")
 @click.option("--topology", help="YAML of layers and patterns that get a type of their own.")
 @click.option("--organization", type=click.Choice(["default", "moqe"]), default="default", show_default=True)
 @click.option("--include", multiple=True, help="Only tensors that this regular expression matches.")
@@ -72,12 +70,13 @@ def command(
 
     An interrupted run leaves the old output or none; the same command goes on where it was.
     """
+    from quantry.importance_files import read_importance
     from quantry.isq import quantize_checkpoint
     from quantry.isq_plan import Selection
 
     types = [name for text in (*isq, *more) for name in text.split(",") if name]
     selection = Selection.of(include, exclude, organization, topology)
-    importance = None if imatrix is None else _importance(imatrix)
+    importance = None if imatrix is None else read_importance(imatrix).weights
     with progress("quantize", sizes=True) as tick:
         done = quantize_checkpoint(
             model, out, types, importance=importance, selection=selection, jobs=jobs,
@@ -88,10 +87,3 @@ def command(
         print_json(done.as_json())
     else:
         print_isq(done, dry_run)
-
-
-def _importance(path: str) -> dict[str, Tensor]:
-    import quantry
-
-    ckpt = quantry.open(path)
-    return {name: ckpt[name].dequantize() for name in ckpt.names()}
