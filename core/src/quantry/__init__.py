@@ -19,6 +19,7 @@ _HOME = {
     "AdapterFormat": "adapter",
     "LowRank": "adapter",
     "read_adapter": "adapter",
+    "run_bounded": "bounded",
     "Checkpoint": "checkpoint",
     "open": "checkpoint",
     "UqffCodec": "codec",
@@ -58,6 +59,7 @@ _HOME = {
     "write_importance": "importance_files",
     "inspect": "inspection",
     "quantize": "isq",
+    "pack_block": "isq_checks",
     "pack_layer": "isq_model",
     "quantize_model": "isq_model",
     "BUCKETS": "kernel",
@@ -113,7 +115,7 @@ _HOME = {
     "verify": "verification",
 }
 
-_RENAMED = {"open": "open_checkpoint", "pack_codes": "pack", "unpack_codes": "unpack"}
+_RENAMED = {"open": "open_checkpoint", "pack_block": "packed", "pack_codes": "pack", "unpack_codes": "unpack"}
 
 __all__ = [
     "__version__",
@@ -193,6 +195,7 @@ __all__ = [
     "measure",
     "nearest",
     "open",
+    "pack_block",
     "pack_codes",
     "pack_layer",
     "panel_conversions",
@@ -206,6 +209,7 @@ __all__ = [
     "registry",
     "reload",
     "role_of",
+    "run_bounded",
     "save_uqff",
     "swap",
     "torch_dtype",
@@ -217,6 +221,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from quantry.adapter import Adapter, AdapterFormat, LowRank, read_adapter
+    from quantry.bounded import run_bounded
     from quantry.checkpoint import Checkpoint, open_checkpoint
     from quantry.codec import UqffCodec
     from quantry.convert import Conversion
@@ -246,6 +251,7 @@ if TYPE_CHECKING:
     from quantry.importance_files import read_importance, write_importance
     from quantry.inspection import inspect
     from quantry.isq import quantize
+    from quantry.isq_checks import packed as pack_block
     from quantry.isq_model import pack_layer, quantize_model
     from quantry.kernel import BUCKETS, Kernel, Numerics, Problem
     from quantry.layout import BufferSpec, Layout, Shape

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, get_args
 
+from quantry.bounded import run_bounded
 from quantry.dtypes import ITEM_BYTES
 from quantry.errors import QuantryError, UsageError, nearest
 from quantry.format import WeightSource
@@ -134,31 +133,21 @@ def run_plan(
     journal: of finished tasks, by the output's `stem`; those of an earlier run are not done again. Raises
     ValueDomainError naming tensor, row and column of a NaN or Inf. The first failure stops the others.
     """
-    import torch
-
     options = options or RunOptions()
     journal = journal or Journal(None)
-    jobs = options.jobs or os.cpu_count() or 1
     done = journal.done(stem) if out.found else set()
     run = _Run(source, out, options, _Meter(plan, progress), journal)
-    budget, flying, pending = options.flight_bytes(), 0, dict[Future[None], int]()
-    threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(jobs, "quantry-isq", torch.set_num_threads, (1,))  # rows are the parallelism
-    try:
-        with journal.recording(stem, out.sync):
-            for task in _tasks(plan):
-                if task.number in done:
-                    run.skip(task)
-                    continue
-                while pending and (len(pending) > jobs or flying + task.cost > budget):
-                    flying -= _drain(pending)
-                flying += task.cost
-                pending[pool.submit(run.work, task)] = task.cost
-            while pending:
-                _drain(pending)
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-        torch.set_num_threads(threads)
+
+    def missing() -> Iterator[_Task]:
+        for task in _tasks(plan):
+            if task.number in done:
+                run.skip(task)
+            else:
+                yield task
+
+    with journal.recording(stem, out.sync):
+        budget = options.flight_bytes()
+        run_bounded(missing(), run.work, lambda task: task.cost, budget=budget, jobs=options.jobs)
     for tensor in plan.tensors:
         if tensor.bias is not None:
             out.write_bias(tensor.layer.key, source.load(tensor.bias).buffers["weight"])
@@ -173,16 +162,6 @@ def write_residual(plan: Plan, source: WeightSource, writer: StreamWriter) -> No
         row_bytes = spec.nbytes // spec.shape[0]
         for rows in _slices(spec.shape[0], max(1, _BLOCK_BYTES // row_bytes)):
             writer.write(name, source.load(name, rows).buffers["weight"], rows.start * row_bytes)
-
-
-def _drain(pending: dict[Future[None], int]) -> int:
-    """Wait for a task to end; the bytes of those that have."""
-    done, _ = wait(pending, return_when=FIRST_COMPLETED)
-    freed = 0
-    for future in done:
-        freed += pending.pop(future)
-        future.result()
-    return freed
 
 
 def _tasks(plan: Plan) -> Iterator[_Task]:
