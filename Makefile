@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN    := .venv/bin
 UV     := $(BIN)/uv
-PURE   := core plugins/kernels plugins/transformers plugins/template
+PURE   := core plugins/kernels plugins/torch plugins/transformers plugins/template
 NATIVE := plugin_gguf plugin_afq_metal plugin_fp8 plugins/hqq plugins/mx
 JOBS   ?= $(shell nproc)
 COMMA  := ,

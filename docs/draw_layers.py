@@ -31,7 +31,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "bytes": ("source", "safetensors_header", "stream", "staging"),
     "registry": ("plugins", "builtin"),
     "choice": ("policy", "resolve", "timings", "fallback"),
-    "arithmetic": ("reference", "torch_*", "panels*", "ops", "multiply", "contest", "measurement"),
+    "arithmetic": ("reference", "torch_kernels", "panels*", "ops", "multiply", "contest", "measurement"),
     "modules": ("nn*",),
     "files": ("safetensors_format", "uqff*", "dense_codec", "dense_quantizer", "checkpoint"),
     "quantizing": ("isq*", "calibrate*"),

@@ -170,15 +170,38 @@ def test_the_roof_of_highest_priority_is_used_and_the_core_has_one_for_any_devic
         assert set(roof.peaks(1, "cpu")) >= {"f32"}
 
 
-@pytest.mark.usefixtures("fake_roof")
+class Exact(Kernel):
+    """Leaves activations as they are."""
+
+    name, op, family, device = "rows.exact", "linear", "affine", "cpu"
+    numerics = Numerics()
+
+    def why_not(self, problem):
+        return None
+
+    def matmul(self, x, w, layout, shape, bias):
+        return x.new_ones((*x.shape[:-1], shape[0]))
+
+
+class Rounding(Exact):
+    """Says that it rounds them."""
+
+    name, numerics = "rows.rounding", Numerics(accumulate="i32", activations="int8")
+
+
+class RowsPlugin:
+    @hookimpl
+    def quantry_kernels(self):
+        return [Exact(), Rounding()]
+
+
 def test_a_kernel_is_benched_once_under_the_first_numerics_that_admit_it():
     layout = layout_named("affine:b8,g0,in,none,f32", (32, 64))
-    found = KernelEntrants(layout, (32, 64), "cpu", pytest.fail).at(2, "f32", ("exact", "strict", "fast"))
-    by_kernel = {e.kernel: e for e in found}
-    assert by_kernel["torch.int_mm"].numerics == "fast"
-    assert by_kernel["torch.int_mm"].subject.unit == "int8"
-    assert by_kernel["torch.int_mm"].subject.operations == 2 * 2 * 32 * 64
-    assert len(by_kernel) == len(found)
+    with installed(RowsPlugin(), alone=True):
+        found = KernelEntrants(layout, (32, 64), "cpu", pytest.fail).at(2, "f32", ("exact", "strict", "fast"))
+    said = sorted((e.kernel, e.numerics, e.subject.unit) for e in found)
+    assert said == [("rows.exact", "exact", "f32"), ("rows.rounding", "fast", "int8")]
+    assert {e.subject.operations for e in found} == {2 * 2 * 32 * 64}
 
 
 @pytest.mark.usefixtures("fake_roof")

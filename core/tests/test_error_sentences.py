@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import quantry
-from quantry import GroupedAffine, QuantizedTensor, QuantryError, hookimpl
+from quantry import GroupedAffine, Numerics, QuantizedTensor, QuantryError, hookimpl
 from quantry.errors import KernelError, NoKernelError
 from quantry.stream import StreamWriter, write_safetensors
 from quantry.testing.fake_device import fake_device
@@ -72,6 +72,28 @@ def kernel_that_fails() -> object:
         return quantry.matmul(torch.ones(1, 64), packed())
 
 
+def no_kernel() -> object:
+    from quantry.reference import ReferenceLinear
+
+    class Declines(ReferenceLinear):
+        name, priority, reference, family = "rows.linear", 10, False, "affine"
+
+        def why_not(self, problem):
+            return f"needs signed 8-bit codes with one scale per row, got {problem.layout}"
+
+    class Rounds(ReferenceLinear):
+        name, priority, reference, family = "rounding.linear", 10, False, "affine"
+        numerics = Numerics(accumulate="i32", activations="int8")
+
+    class Plugin:
+        @hookimpl
+        def quantry_kernels(self):
+            return [Declines(), Rounds()]
+
+    with installed(Plugin(), "rows", alone=True):
+        return quantry.matmul(torch.ones(1, 64), packed())
+
+
 def on_fake_device() -> object:
     with fake_device():
         return quantry.explain(packed(), device="fake:2")
@@ -117,7 +139,7 @@ MISTAKES: dict[str, Callable[[Path], object]] = {
     ),
     "a slice off the grid": lambda d: packed().narrow(-1, 3, 8),
     "a conversion that does not exist": lambda d: packed().convert("dense:f32"),
-    "no kernel": lambda d: quantry.matmul(torch.ones(1, 64), packed()),
+    "no kernel": lambda d: no_kernel(),
     "a kernel that fails": lambda d: kernel_that_fails(),
     "no runtime": lambda d: quantry.load_model(weights(d)),
     "a file left incomplete": incomplete,

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-__all__ = ["ReferenceEmbedding", "ReferenceLinear", "ReferenceLinearDx", "tiled_dx"]
+__all__ = ["ReferenceEmbedding", "ReferenceLinear", "ReferenceLinearDx"]
 
 TILE_BYTES = 4 << 20  # float32 bytes of one dequantized tile
 
@@ -57,8 +57,12 @@ class ReferenceLinearDx(Kernel):
         return _why_not(problem)
 
     def linear_dx(self, dy: Tensor, w: Sequence[Tensor], layout: Layout, shape: Shape) -> Tensor:
-        """dy [*, N] → dx [*, K]."""
-        return tiled_dx(dy, w, layout, shape)
+        """dy [*, N] → dx [*, K], summed in float32."""
+        wide = dy.float()
+        dx = wide.new_zeros((*dy.shape[:-1], shape[-1]))
+        for start, tile in _tiles(w, layout, shape):
+            dx += wide.narrow(-1, start, tile.shape[0]) @ tile
+        return dx.to(dy.dtype)
 
 
 class ReferenceEmbedding(Kernel):
@@ -101,15 +105,6 @@ def _why_not(problem: Problem) -> str | None:
     if problem.layout.step(-2) is None and 4 * problem.shape[0] * problem.shape[1] > TILE_BYTES:
         return f"{problem.layout} cannot be cut by rows, and the whole matrix is more than one tile"
     return None
-
-
-def tiled_dx(dy: Tensor, w: Sequence[Tensor], layout: Layout, shape: Shape) -> Tensor:
-    """dy [*, N] @ W [N, K] in float32, a dequantized tile of rows after the other, in dy's dtype."""
-    wide = dy.float()
-    dx = wide.new_zeros((*dy.shape[:-1], shape[-1]))
-    for start, tile in _tiles(w, layout, shape):
-        dx += wide.narrow(-1, start, tile.shape[0]) @ tile
-    return dx.to(dy.dtype)
 
 
 def _tiles(w: Sequence[Tensor], layout: Layout, shape: Shape) -> Iterator[tuple[int, Tensor]]:

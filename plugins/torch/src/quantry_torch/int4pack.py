@@ -7,26 +7,40 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from quantry.convert import Conversion
-from quantry.errors import ShapeError
-from quantry.kernel import Kernel, Numerics, Problem
-from quantry.layout import BufferSpec, Layout, Shape
-from quantry.layouts import GroupedAffine
-from quantry.layouts.bitpack import pack, unpack
-from quantry.layouts.grid import matrix_why_not
-from quantry.reference import tiled_dx
-from quantry.tensor import QuantizedTensor
+from quantry import (
+    BufferSpec,
+    Conversion,
+    GroupedAffine,
+    Kernel,
+    Layout,
+    Numerics,
+    Problem,
+    QuantizedTensor,
+    Shape,
+    ShapeError,
+    pack_codes,
+    unpack_codes,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["CONVERSIONS", "Int4PackLinear", "Int4PackLinearDx", "TorchInt4Pack", "packing_of"]
+__all__ = [
+    "CONVERSIONS",
+    "KERNELS",
+    "Int4PackLinear",
+    "Int4PackLinearDx",
+    "PackInt4",
+    "TorchInt4Pack",
+    "UnpackInt4",
+    "packing_of",
+]
 
 _GROUPS = (32, 64, 128, 256)  # aten/src/ATen/native/LinearAlgebra.cpp, _weight_int4pack_mm_cpu
 _ROWS = 16  # the same: N must be a multiple
 # rows of a full block, by vector width (aten/src/ATen/native/cpu/int4mm_kernel.cpp: BLOCK_N)
 _BLOCK = {"AVX512": 64, "AVX2": 32}
-_HALF = 8  # the op's own zero point: value = (code - 8) * scale + zero
+_TILE_BYTES = 4 << 20  # float32 bytes of the rows that the backward widens at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +68,10 @@ class TorchInt4Pack(Layout):
 
     def why_not(self, shape: Shape) -> str | None:
         """None for a matrix of whole groups and a multiple of 16 rows."""
-        reason = matrix_why_not(shape)
-        if reason is not None or len(shape) != 2:
-            return reason or "one matrix at a time, not a stack of them"
+        if len(shape) != 2:
+            return f"it packs one matrix (out_features, in_features), not {len(shape)} dimensions"
+        if min(shape) < 0:
+            return f"size {min(shape)} is negative"
         if shape[0] % _ROWS:
             return f"{shape[0]} rows are not a multiple of {_ROWS}"
         if not shape[1] or shape[1] % self.group:
@@ -96,7 +111,8 @@ class TorchInt4Pack(Layout):
 def packing_of(layout: Layout, shape: Shape) -> TorchInt4Pack | None:
     """The packing that says exactly what `layout` does on this machine, or None.
 
-    Only zero kind "mid" is the op's own arithmetic; other zeros become numbers that its `zero` rounds.
+    Only zero kind "mid", (code - 8) * scale, is the op's own arithmetic; other zeros become numbers that its
+    `zero` rounds.
     """
     if not isinstance(layout, GroupedAffine) or layout.perm or layout.group not in _GROUPS:
         return None
@@ -123,7 +139,7 @@ class PackInt4(Conversion):
         import torch
 
         k = qt.shape[-1]
-        codes = unpack(qt.buffers["codes"], 4, k).to(torch.int32)
+        codes = unpack_codes(qt.buffers["codes"], 4, k).to(torch.int32)
         packed = torch._convert_weight_to_int4pack_for_cpu(codes, 1)
         scales = qt.buffers["scales"].T  # [K/group, N]
         both = torch.stack([scales, torch.zeros_like(scales)], -1)
@@ -198,7 +214,16 @@ class Int4PackLinearDx(Kernel):
 
     def linear_dx(self, dy: Tensor, w: Sequence[Tensor], layout: Layout, shape: Shape) -> Tensor:
         """dy [*, N] → dx [*, K]."""
-        return tiled_dx(dy, w, layout, shape)
+        assert isinstance(layout, TorchInt4Pack)
+        n, k = shape
+        weight = QuantizedTensor(layout, shape, dict(zip(layout.buffers(shape), w, strict=True)))
+        rows = max(_TILE_BYTES // (4 * k * layout.block), 1) * layout.block
+        wide = dy.float()
+        dx = wide.new_zeros((*dy.shape[:-1], k))
+        for start in range(0, n, rows):
+            tile = weight.narrow(-2, start, min(rows, n - start)).dequantize()
+            dx += wide.narrow(-1, start, len(tile)) @ tile
+        return dx.to(dy.dtype)
 
 
 def _unpacked(layout: TorchInt4Pack, buffers: Mapping[str, Tensor], shape: Shape) -> QuantizedTensor:
@@ -212,7 +237,8 @@ def _unpacked(layout: TorchInt4Pack, buffers: Mapping[str, Tensor], shape: Shape
     codes = torch.cat([blocks.permute(0, 3, 2, 1).reshape(full, k), rest.T])
     scales = buffers["scales_and_zeros"][..., 0].T.contiguous()
     source = GroupedAffine(4, layout.group, "in", "mid", layout.scale)  # type: ignore[arg-type]
-    return QuantizedTensor(source, shape, {"codes": pack(codes, 4), "scales": scales})
+    return QuantizedTensor(source, shape, {"codes": pack_codes(codes, 4), "scales": scales})
 
 
 CONVERSIONS: tuple[Conversion, ...] = (PackInt4(), UnpackInt4())
+KERNELS: tuple[Kernel, ...] = (Int4PackLinear(), Int4PackLinearDx())

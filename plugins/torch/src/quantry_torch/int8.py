@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from quantry.kernel import Kernel, Numerics, Problem
-from quantry.layout import Layout, Shape
-from quantry.layouts import GroupedAffine
+from quantry import GroupedAffine, Kernel, Layout, Numerics, Problem, Shape
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Int8MmLinear", "Int8PackLinear"]
+__all__ = ["KERNELS", "Int8MmLinear", "Int8PackLinear"]
 
 _MAX_K = (1 << 31) // (127 * 128)  # more products of int8 than this overflow an int32 sum
 _STEP_K = 32  # torch 2.13 reads past the end of other rows (int8pack, bf16); _int_mm is wrong for one column
@@ -89,3 +87,6 @@ def _rows_of_int8(problem: Problem) -> str | None:
     if layout.bits != 8 or layout.zero != "none" or layout.perm or not whole:
         return f"needs signed 8-bit codes in order with one scale per row, got {layout}"
     return None
+
+
+KERNELS: tuple[Kernel, ...] = (Int8PackLinear(), Int8MmLinear())

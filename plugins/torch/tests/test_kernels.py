@@ -11,10 +11,8 @@ import torch
 
 import quantry
 from quantry import GroupedAffine
-from quantry.convert import convert
-from quantry.testing import ConversionSuite, KernelSuite, LayoutSuite
-from quantry.testing.weights import random_weight
-from quantry.torch_int4pack import (
+from quantry.testing import ConversionSuite, KernelSuite, LayoutSuite, PluginSuite, random_weight
+from quantry_torch.int4pack import (
     Int4PackLinear,
     Int4PackLinearDx,
     PackInt4,
@@ -22,7 +20,7 @@ from quantry.torch_int4pack import (
     UnpackInt4,
     packing_of,
 )
-from quantry.torch_int8 import Int8MmLinear, Int8PackLinear
+from quantry_torch.int8 import Int8MmLinear, Int8PackLinear
 
 needs_vectors = pytest.mark.skipif(
     torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"),
@@ -36,12 +34,16 @@ ROWS8 = [GroupedAffine(8, 0, "in", "none", s) for s in ("f32", "bf16", "f16")]
 def packed_weight(layout, shape, seed):
     """A random affine weight in torch's packing."""
     source = GroupedAffine(4, layout.group, "in", "mid", layout.scale)
-    return convert(random_weight(source, shape, seed), layout)
+    return random_weight(source, shape, seed).convert(layout)
 
 
 def packings() -> list[TorchInt4Pack]:
     found = (packing_of(layout, (16, 256)) for layout in AFFINE4)
     return [layout for layout in found if layout is not None]
+
+
+class TestPlugin(PluginSuite):
+    name = "torch"
 
 
 @needs_vectors
@@ -102,16 +104,15 @@ def test_the_way_back_undoes_the_packing_of_each_vector_width(capability):
     code = """
 import torch, sys
 from quantry import GroupedAffine
-from quantry.convert import convert
-from quantry.testing.weights import random_weight
-from quantry.torch_int4pack import packing_of
+from quantry.testing import random_weight
+from quantry_torch.int4pack import packing_of
 if torch.backends.cpu.get_cpu_capability().lower() != sys.argv[1]:
     sys.exit(3)  # torch has no such path on this machine
 layout = GroupedAffine(4, 32, "in", "mid", "f16")
 for rows in (16, 48, 64, 80, 96, 208):
     qt = random_weight(layout, (rows, 96), rows)
-    there = convert(qt, packing_of(layout, qt.shape))
-    back = convert(there, layout)
+    there = qt.convert(packing_of(layout, qt.shape))
+    back = there.convert(layout)
     assert all(torch.equal(back.buffers[n], b) for n, b in qt.buffers.items()), rows
 """
     env = {**os.environ, "ATEN_CPU_CAPABILITY": capability}
@@ -131,6 +132,19 @@ def test_a_packing_of_another_vector_width_is_refused_and_still_readable():
     problem = quantry.Problem("linear", other, (64, 64), 1, "f32", quantry.registry().device("cpu"))
     assert "torch on this CPU reads" in Int4PackLinear().why_not(problem)
     assert UnpackInt4().target_for(other, (64, 64)) == layout
+
+
+@needs_vectors
+def test_the_backward_sums_over_several_tiles(monkeypatch):
+    layout = packing_of(AFFINE4[0], (16, 256))
+    monkeypatch.setattr("quantry_torch.int4pack._TILE_BYTES", 1)
+    rows = 2 * layout.block + 16  # two tiles of a block, one of the rows that are left
+    qt = packed_weight(layout, (rows, 256), 0)
+    dy = torch.randn(3, rows, generator=torch.Generator().manual_seed(0))
+    dense = qt.dequantize().double()
+    bound = (rows + 8) * 2**-24 * (dy.double().abs() @ dense.abs())
+    dx = Int4PackLinearDx().linear_dx(dy, list(qt.buffers.values()), layout, qt.shape)
+    assert ((dx - dy.double() @ dense).abs() <= bound).all()
 
 
 @needs_vectors
