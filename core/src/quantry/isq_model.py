@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from quantry.dtypes import dtype_name
 from quantry.errors import QuantryError
+from quantry.importance_files import importance_by_weight
 from quantry.isq_checks import importance_of, packed
+from quantry.isq_pins import check_pins
 from quantry.isq_plan import Selection, choose
 from quantry.isq_types import resolve_quantizer
 from quantry.plugins import registry
@@ -40,6 +42,10 @@ def quantize_model(
     """
     quantizer = _resolved(model, name)
     selection = Selection.of(include, exclude, topology=topology)
+    names_of = [n for n, _ in model.named_parameters(remove_duplicate=False)]
+    check_pins(selection.topology, names_of)
+    if importance:
+        importance = importance_by_weight(importance, names_of)
     done: dict[str, str] = {}
     owners: dict[int, nn.Module] = {}
     names = [
@@ -76,7 +82,7 @@ def pack_layer(
     pin = selection.pin(name, role)
     if pin is None and not selection.takes(name, role):
         return ""
-    asked = quantizer if pin is None else resolve_quantizer(pin)
+    asked = quantizer if pin is None else pin
     choice = choose(asked, role, shape, dtype_name(weight.dtype), pinned=pin is not None, for_uqff=False)
     if choice.quantizer is None:
         return choice.reason or "no type fits"

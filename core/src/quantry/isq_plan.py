@@ -11,7 +11,7 @@ from typing import Any, Literal
 from quantry.errors import ShapeError, UsageError
 from quantry.fallback import first_fitting
 from quantry.format import TensorEntry, WeightSource
-from quantry.isq_types import resolve_quantizer
+from quantry.isq_pins import check_pins, pinned_quantizer
 from quantry.layout import BufferSpec, Layout, Shape
 from quantry.layouts.dense import Dense
 from quantry.plugins import registry
@@ -94,9 +94,9 @@ class Selection:
             return role != "other" and any(p.search(name) for p in self.include)
         return role in _DEFAULT_ROLES
 
-    def pin(self, name: str, role: Role) -> str | None:
-        """The type the topology pins; it speaks of layers only, not of routers or norms in its range."""
-        return self.topology.pin(name) if role in _DEFAULT_ROLES else None
+    def pin(self, name: str, role: Role) -> Quantizer | None:
+        """What the topology pins; it speaks of layers only, not of routers or norms in its range."""
+        return pinned_quantizer(self.topology, name) if role in _DEFAULT_ROLES else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +192,7 @@ def make_plan(
     entries = {entry.name: entry for entry in source.entries()}
     left_out = _tied_heads(entries, selection) if tied else {}
     groups = _grouped([entry for name, entry in entries.items() if name not in left_out])
+    check_pins(selection.topology, groups)
     tensors: list[PlannedTensor] = []
     refused: list[str] = []
     for name, (shape, parts) in groups.items():
@@ -295,7 +296,7 @@ def _choice(
     pin = selection.pin(name, role)
     if pin is None and (quantizer is None or not selection.takes(name, role)):
         return Choice(None, source) if is_layer(name, source, shape, role) else None
-    asked = quantizer if pin is None else resolve_quantizer(pin)
+    asked = quantizer if pin is None else pin
     assert asked is not None  # without a pin there is a quantizer
     dtype = source.dtype if isinstance(source, Dense) else "f32"
     plain = pin is not None or selection.organization == "moqe"
