@@ -29,10 +29,10 @@ def table(document: dict[str, Any], stem: str) -> str:
     lines = [
         f"# Quality of quantized forms of {document['model']}",
         "",
-        f"{document['text_tokens']} tokens of held-out text ({document['text']}); KL divergence in nats from the"
-        f" dense original, whose perplexity is {document['perplexity']:.2f}, ± its standard error over tokens."
-        " Made by `benchmarks/quality.py`, which says how; `+ importance`: collected by `quantry imatrix` over"
-        " the text that it ships with.",
+        f"{document['text_tokens']} tokens of held-out text ({document['text']}); KL divergence in nats from"
+        f" the dense original, whose perplexity is {document['perplexity']:.2f}, ± its standard error over"
+        " tokens. Made by `benchmarks/quality.py`, which says how; `+ importance`: collected by"
+        " `quantry imatrix` over the text that it ships with.",
         "",
         f"![KL divergence over bits per weight]({stem}.png)",
         "",
