@@ -25,7 +25,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "contracts": (
         "layout", "sample", "devices", "format", "kernel", "quantizer", "codec", "convert", "runtime",
         "tensor", "roof", "native", "hookspecs", "roles", "topology", "encoding", "module_packer",
-        "process_memory",
+        "process_memory", "importance", "adapter", "executor", "bounded",
     ),
     "layouts": ("layouts*",),
     "bytes": ("source", "safetensors_header", "stream", "staging"),
@@ -33,7 +33,9 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "choice": ("policy", "resolve", "timings", "fallback"),
     "arithmetic": ("reference", "torch_kernels", "panels*", "ops", "multiply", "contest", "measurement"),
     "modules": ("nn*",),
-    "files": ("safetensors_format", "uqff*", "dense_codec", "dense_quantizer", "checkpoint"),
+    "files": (
+        "safetensors_format", "uqff*", "dense_codec", "dense_quantizer", "checkpoint", "importance_files",
+    ),
     "quantizing": ("isq*", "calibrate*"),
     "answers": ("explanation", "inspection", "load", "verification"),
     "benchmarks": ("bench*",),

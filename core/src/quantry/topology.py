@@ -75,8 +75,8 @@ class Topology:
         """From a YAML file or its parsed content: selector → type, or → {"isq": type, "device": …}.
 
         Selectors: `3` one layer, `0-4` layers 0 to 3, `/regex/` searched in the tensor's name. Devices:
-        `cpu`, `cuda[0]`, `metal[0]`. Raises FormatError for a malformed file, UsageError for a malformed entry;
-        both name the line.
+        `cpu`, `cuda[0]`, `metal[0]`. Raises FormatError for a malformed file, UsageError for a malformed
+        entry; both name the line.
         """
         if spec is None or isinstance(spec, Topology):
             return spec or cls()

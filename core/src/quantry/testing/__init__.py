@@ -8,6 +8,7 @@ from quantry.testing.corners import CORNER_SIZE, CORNERS, corner_weight, tensor_
 from quantry.testing.fake_device import FakeProbe, fake_device
 from quantry.testing.formats import FormatSuite
 from quantry.testing.hostile import mutated, mutations
+from quantry.testing.importances import ImportanceFormatSuite, sample_importance
 from quantry.testing.installed import installed
 from quantry.testing.kernels import KernelSuite
 from quantry.testing.layouts import LayoutCase, LayoutSuite
@@ -25,6 +26,7 @@ __all__ = [
     "ConversionSuite",
     "FakeProbe",
     "FormatSuite",
+    "ImportanceFormatSuite",
     "KernelSuite",
     "LayoutCase",
     "LayoutSuite",
@@ -48,6 +50,7 @@ __all__ = [
     "on_threads",
     "outcomes",
     "random_weight",
+    "sample_importance",
     "tensor_digest",
     "worked_example",
 ]

@@ -12,6 +12,7 @@ from quantry.plugins import GROUP, PluginRecord, registry
 from quantry.testing.codecs import UqffCodecSuite
 from quantry.testing.conversions import ConversionSuite
 from quantry.testing.formats import FormatSuite
+from quantry.testing.importances import ImportanceFormatSuite
 from quantry.testing.kernels import KernelSuite
 from quantry.testing.layouts import LayoutSuite
 from quantry.testing.quantizers import QuantizerSuite
@@ -95,6 +96,7 @@ def suites_of(name: str) -> Iterator[tuple[str, Any]]:
         ("quantizers", QuantizerSuite, "quantizer"),
         ("kernels", KernelSuite, "kernel"),
         ("codecs", UqffCodecSuite, "codec"),
+        ("importance_formats", ImportanceFormatSuite, "format"),
     ):
         for label, obj in zip(record.names(kind), record.provides.get(kind, ()), strict=True):
             yield f"{kind[:-1]} {label}", _suite(base, **{attribute: obj})
