@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from quantry_transformers.placing import Placing
 
-__all__ = ["build_model", "skeleton"]
+__all__ = ["Blueprint", "blueprint", "build_model", "skeleton", "tied_head"]
 
 
 def build_model(
@@ -32,24 +33,60 @@ def build_model(
     Raises FormatError naming the first tensor that is missing, that the model has no place for, or whose
     shape differs.
     """
-    model = skeleton(config, placing.dtype, trust_remote_code)
-    weights = weights.renamed(_current_name(model))
+    plan = blueprint(config, weights, placing.dtype, trust_remote_code)
+    plan.fill(placing)
+    return plan.model
+
+
+def blueprint(
+    config: PreTrainedConfig, weights: HfWeights, dtype: torch.dtype, trust_remote_code: bool = False
+) -> Blueprint:
+    """The model without data, and where each tensor goes; raises as `build_model` does."""
+    model = skeleton(config, dtype, trust_remote_code).eval()
+    current = _current_name(model)
+    own_names = {current(name): name for name in weights}
+    weights = weights.renamed(current)
     stacks = expert_stacks(model, weights)
-    wanted = _wanted(model, weights, stacks)
-    for name in wanted:
-        stem, _, leaf = name.rpartition(".")
-        if leaf != "bias" or f"{stem}.weight" not in wanted:  # a bias comes with its weight
-            _place(model, name, weights, placing)
-    for stack in stacks:
-        packed = {
-            part: placing.experts(f"{stack.path}.{part}.weight", load_part(weights, names))
-            for part, names in stack.parts.items()
-        }
-        swap(model, stack.path, PackedExperts(stack.module, packed))
-    _tie(model, weights)
-    _fill_buffers(model, placing.device)
-    _refuse_meta(model, weights)
-    return model.eval()
+    return Blueprint(model, weights, own_names, stacks, _wanted(model, weights, stacks))
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """A model whose weights are still to come.
+
+    weights: under the model's names. own_names: the model's name of a tensor → the checkpoint's. names: of
+    the tensors that are not part of a stack of experts, in file order.
+    """
+
+    model: PreTrainedModel
+    weights: HfWeights
+    own_names: Mapping[str, str]
+    stacks: Sequence[Stack]
+    names: Sequence[str]
+
+    def fill(self, placing: Placing, takes: Callable[[str], bool] = lambda name: True) -> None:
+        """Put values into the parameters and buffers whose names `takes` accepts.
+
+        Raises FormatError for one that has none.
+        """
+        model, weights, known = self.model, self.weights, set(self.names)
+        for name in self.names:
+            stem, _, leaf = name.rpartition(".")
+            # a bias comes with its weight
+            if takes(name) and (leaf != "bias" or f"{stem}.weight" not in known):
+                _place(model, name, weights, placing)
+        for stack in self.stacks:
+            if not takes(f"{stack.path}.down_proj"):
+                continue
+            packed = {
+                part: placing.experts(f"{stack.path}.{part}.weight", load_part(weights, names))
+                for part, names in stack.parts.items()
+            }
+            swap(model, stack.path, PackedExperts(model.get_submodule(stack.path), packed))
+        if any(takes(name) for name in tied_head(model, weights)):
+            _tie(model, weights)
+        _fill_buffers(model, placing.device, takes)
+        _refuse_meta(model, weights, takes)
 
 
 def skeleton(
@@ -103,7 +140,7 @@ def _wanted(model: PreTrainedModel, weights: HfWeights, stacks: Sequence[Stack])
                 tensor=weights.stored_name(name),
             )
         wanted.append(name)
-    tied = set(_tied_head(model, weights))
+    tied = set(tied_head(model, weights))
     for name in expected:
         if name not in weights and name not in tied and name not in given:
             raise FormatError(f"is missing; {type(model).__name__} needs it", file=file, tensor=name)
@@ -134,7 +171,7 @@ def _place(model: PreTrainedModel, name: str, weights: HfWeights, placing: Placi
 def _ops(model: PreTrainedModel, module: nn.Module, weights: HfWeights) -> tuple[str, ...]:
     if not isinstance(module, nn.Embedding):
         return ("linear",)
-    tied = module is model.get_input_embeddings() and _tied_head(model, weights)
+    tied = module is model.get_input_embeddings() and tied_head(model, weights)
     return ("embedding", "linear") if tied else ("embedding",)
 
 
@@ -145,7 +182,7 @@ def _set(module: nn.Module, leaf: str, value: torch.Tensor) -> None:
         module.register_parameter(leaf, nn.Parameter(value, requires_grad=False))
 
 
-def _tied_head(model: PreTrainedModel, weights: HfWeights) -> list[str]:
+def tied_head(model: PreTrainedModel, weights: HfWeights) -> list[str]:
     """Names of the output head's parameters when the embedding's weight is to be used for it."""
     head = model.get_output_embeddings()
     if head is None or not model.config.get_text_config().tie_word_embeddings:
@@ -155,7 +192,7 @@ def _tied_head(model: PreTrainedModel, weights: HfWeights) -> list[str]:
 
 
 def _tie(model: PreTrainedModel, weights: HfWeights) -> None:
-    for name in _tied_head(model, weights):
+    for name in tied_head(model, weights):
         stem = name.removesuffix(".weight")
         embedding = model.get_input_embeddings()
         if isinstance(embedding, QuantEmbedding):
@@ -167,10 +204,11 @@ def _tie(model: PreTrainedModel, weights: HfWeights) -> None:
             model.get_submodule(stem).weight = embedding.weight
 
 
-def _fill_buffers(model: PreTrainedModel, device: str) -> None:
+def _fill_buffers(model: PreTrainedModel, device: str, takes: Callable[[str], bool]) -> None:
     """Make the buffers that are computed, not stored: rotary frequencies, embedding scales."""
-    for module in list(model.modules()):
-        if any(b is not None and b.is_meta for b in module._buffers.values()):
+    for stem, module in list(model.named_modules()):
+        buffers = module._buffers.items()
+        if any(b is not None and b.is_meta and takes(f"{stem}.{leaf}") for leaf, b in buffers):
             config = getattr(module, "config", model.config)
             if isinstance(module, nn.Embedding):
                 module._buffers["embed_scale"] = torch.tensor(module.scalar_embed_scale, device=device)
@@ -184,13 +222,13 @@ def _fill_buffers(model: PreTrainedModel, device: str) -> None:
             )
 
 
-def _refuse_meta(model: PreTrainedModel, weights: HfWeights) -> None:
+def _refuse_meta(model: PreTrainedModel, weights: HfWeights, takes: Callable[[str], bool]) -> None:
     from quantry import PackedModule
 
     for stem, module in model.named_modules():
         own = {**module._parameters, **({} if isinstance(module, PackedModule) else module._buffers)}
         for leaf, tensor in own.items():
-            if tensor is not None and tensor.is_meta:
+            if tensor is not None and tensor.is_meta and takes(f"{stem}.{leaf}"):
                 raise FormatError(
                     "has no value in the file, and none can be computed",
                     file=weights.checkpoint.source.path,
