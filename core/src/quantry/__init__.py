@@ -94,6 +94,7 @@ _HOME = {
     "peak_rss_bytes": "process_memory",
     "registry": "plugins",
     "reload": "plugins",
+    "progress": "cli.progress",
     "Policy": "policy",
     "current_policy": "policy",
     "use": "policy",
@@ -109,6 +110,7 @@ _HOME = {
     "Runtime": "runtime",
     "MappedFile": "source",
     "Source": "source",
+    "release_pages": "source",
     "QuantizedTensor": "tensor",
     "forget_times": "timings",
     "save_uqff": "uqff_write",
@@ -202,11 +204,13 @@ __all__ = [
     "panel_kernels",
     "peak_rss_bytes",
     "prepare",
+    "progress",
     "quantize",
     "quantize_model",
     "read_adapter",
     "read_importance",
     "registry",
+    "release_pages",
     "reload",
     "role_of",
     "run_bounded",
@@ -223,6 +227,7 @@ if TYPE_CHECKING:
     from quantry.adapter import Adapter, AdapterFormat, LowRank, read_adapter
     from quantry.bounded import run_bounded
     from quantry.checkpoint import Checkpoint, open_checkpoint
+    from quantry.cli.progress import progress
     from quantry.codec import UqffCodec
     from quantry.convert import Conversion
     from quantry.devices import DeviceInfo, DeviceProbe
@@ -282,7 +287,7 @@ if TYPE_CHECKING:
     from quantry.roles import Role, role_of
     from quantry.roof import Roof
     from quantry.runtime import Calibrated, Exported, Observer, Runtime
-    from quantry.source import MappedFile, Source
+    from quantry.source import MappedFile, Source, release_pages
     from quantry.tensor import QuantizedTensor
     from quantry.timings import forget_times
     from quantry.uqff_write import save_uqff
