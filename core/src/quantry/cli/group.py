@@ -11,12 +11,12 @@ import click
 from quantry.cli.failure import Settings, guarded
 from quantry.errors import nearest
 
-__all__ = ["Cli"]
+__all__ = ["Cli", "dressed", "from_plugins"]
 
 # command → the module whose `command` it is; alphabetical, as help lists them
 _CORE = {
     name: f"quantry.cli.{name}"
-    for name in ("bench", "doctor", "explain", "inspect", "plugins", "quantize", "verify")
+    for name in ("bench", "convert", "doctor", "explain", "inspect", "plugins", "quantize", "verify")
 }
 _META = "quantry.plugin_commands"
 _RUN = "quantry.cli.missing_run"  # stands in while no runtime plugin adds `run`
@@ -35,14 +35,14 @@ class Cli(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Core and plugin commands, sorted."""
-        return sorted({*_CORE, "run", *_from_plugins(ctx)})
+        return sorted({*_CORE, "run", *(name for name in from_plugins(ctx) if " " not in name)})
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         """The command `name`; plugins are loaded only where the core has none of that name."""
-        command = _load(_CORE[name]) if name in _CORE else _from_plugins(ctx).get(name)
+        command = _load(_CORE[name]) if name in _CORE else from_plugins(ctx).get(name)
         if command is None and name == "run":
             command = _load(_RUN)
-        return None if command is None else _dressed(command, name)
+        return None if command is None else dressed(command, name)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -55,8 +55,8 @@ class Cli(click.Group):
         return super().resolve_command(ctx, args)
 
 
-def _from_plugins(ctx: click.Context) -> dict[str, click.Command]:
-    """Commands of plugins, asked once per command line."""
+def from_plugins(ctx: click.Context) -> dict[str, click.Command]:
+    """Commands of plugins, methods as `convert NAME`, asked once per command line."""
     if _META not in ctx.meta:
         from quantry.cli.plugin_commands import plugin_commands
 
@@ -70,13 +70,13 @@ def _load(module: str) -> click.Command:
     return command
 
 
-def _dressed(command: click.Command, name: str) -> click.Command:
+def dressed(command: click.Command, name: str) -> click.Command:
     """`command` with `--debug`, and with variables QUANTRY_<OPTION> for the options that all share."""
     if any(p.name == "debug" for p in command.params):
         return command
     if isinstance(command, click.Group):
         for sub, inner in command.commands.items():
-            _dressed(inner, f"{name}_{sub}")
+            dressed(inner, f"{name}_{sub}")
     for p in command.params:
         if isinstance(p, click.Option) and p.envvar is None and p.name in _SHARED:
             p.envvar = [f"QUANTRY_{name.upper()}_{p.name.upper()}", f"QUANTRY_{p.name.upper()}"]

@@ -7,11 +7,16 @@ import click
 from quantry.cli.failure import note
 from quantry.plugins import PluginRecord, registry
 
-__all__ = ["plugin_commands"]
+__all__ = ["METHODS", "plugin_commands"]
+
+METHODS = "convert"  # the group that plugins find in the one they are given, for their method of converting
 
 
 def plugin_commands(reserved: tuple[str, ...]) -> dict[str, click.Command]:
-    """Name → command. A plugin whose hook raises, or whose name is taken, costs a note and nothing else."""
+    """Name → command, `convert NAME` → method.
+
+    A plugin whose hook raises, or whose name is taken, costs a note and nothing else.
+    """
     taken: dict[str, str] = dict.fromkeys(reserved, "quantry")
     found: dict[str, click.Command] = {}
     for record in registry().plugins:
@@ -29,7 +34,8 @@ def plugin_commands(reserved: tuple[str, ...]) -> dict[str, click.Command]:
 def _commands_of(record: PluginRecord) -> dict[str, click.Command]:
     if record.commands is None:
         return {}
-    shelf = click.Group()
+    methods = click.Group(METHODS)
+    shelf = click.Group(commands={METHODS: methods})
     try:
         record.commands(shelf)
     except KeyboardInterrupt:
@@ -37,4 +43,5 @@ def _commands_of(record: PluginRecord) -> dict[str, click.Command]:
     except BaseException as e:  # as broken as an import that exits
         note(f"commands of plugin {record.name!r} ({record.dist}) are missing: {type(e).__name__}: {e}")
         return {}
-    return dict(shelf.commands)
+    found = {name: command for name, command in shelf.commands.items() if command is not methods}
+    return found | {f"{METHODS} {name}": method for name, method in methods.commands.items()}
