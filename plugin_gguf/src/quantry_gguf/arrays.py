@@ -47,6 +47,16 @@ class NumberArray(Sequence[Any]):
     def __repr__(self) -> str:
         return _summary(self)
 
+    def encoded(self) -> bytes:
+        """The elements as a little-endian file has them."""
+        raw = self._values.tobytes()
+        code = self._values.format if isinstance(self._values, memoryview) else self._values.typecode
+        if sys.byteorder == "little" or code in "bB?":
+            return raw
+        swapped = array(code, raw)
+        swapped.byteswap()
+        return swapped.tobytes()
+
     def tolist(self) -> list[Any]:
         """All elements."""
         return self._values.tolist()
@@ -99,6 +109,13 @@ class StringArray(Sequence[str]):
             raise IndexError(f"{self._key} has {self._count} strings, no element {index}")
         index %= self._count
         return bytes(self._raw[starts[index] + 8 : starts[index + 1]])
+
+    def encoded(self) -> bytes:
+        """The strings as a little-endian file has them, each behind its length; they need not be UTF-8."""
+        if self._byteorder == "little":
+            return bytes(self._raw)
+        texts = (self.raw(i) for i in range(self._count))
+        return b"".join(LENGTH["little"].pack(len(text)) + text for text in texts)
 
     def tolist(self) -> list[str]:
         """All strings."""

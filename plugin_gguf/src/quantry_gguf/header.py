@@ -74,6 +74,7 @@ class Header:
     """What a GGUF file says before its tensor data.
 
     values: key → plain Python value; arrays are lists up to 1,024 elements, else NumberArray or StringArray.
+    kinds: key → ids of its value type and, for an array, of its elements' (else None).
     tensors: in file order, each inside the file, aligned, none overlapping another.
     header_bytes: up to the last tensor info. data_start: the same, padded.
     """
@@ -82,6 +83,7 @@ class Header:
     byteorder: Literal["little", "big"]
     alignment: int
     values: Mapping[str, Any]
+    kinds: Mapping[str, tuple[int, int | None]]
     tensors: tuple[TensorInfo, ...]
     header_bytes: int
     data_start: int
@@ -99,13 +101,13 @@ def parse_header(buffer: memoryview, file: Path) -> Header:
     version = _read_version(cursor)
     n_tensors = cursor.count("tensors", MIN_INFO_BYTES)
     n_kv = cursor.count("key-values", MIN_KV_BYTES)
-    values = _read_values(cursor, n_kv)
+    values, kinds = _read_values(cursor, n_kv)
     alignment = values.get(ALIGNMENT_KEY, DEFAULT_ALIGNMENT)
     infos = _read_infos(cursor, n_tensors)
     data_start = padded(cursor.at, alignment) if infos else cursor.at
     tensors = tuple(info._replace(offset=data_start + info.offset) for info in infos)
     _check_places(tensors, data_start, alignment, len(buffer), file)
-    return Header(version, cursor.byteorder, alignment, values, tensors, cursor.at, data_start)
+    return Header(version, cursor.byteorder, alignment, values, kinds, tensors, cursor.at, data_start)
 
 
 def padded(size: int, alignment: int) -> int:
@@ -201,8 +203,10 @@ def _read_version(cursor: _Cursor) -> int:
     return version
 
 
-def _read_values(cursor: _Cursor, count: int) -> dict[str, Any]:
+def _read_values(cursor: _Cursor, count: int) -> tuple[dict[str, Any], dict[str, tuple[int, int | None]]]:
+    """The values, and what type each has."""
     values: dict[str, Any] = {}
+    kinds: dict[str, tuple[int, int | None]] = {}
     for i in range(count):
         start = cursor.at
         key = cursor.name(f"key {i} of {count}")
@@ -211,29 +215,37 @@ def _read_values(cursor: _Cursor, count: int) -> dict[str, Any]:
         if key in values:
             raise cursor.error(f"key {_clip(key)} occurs twice", start)
         kind = cursor.number("I", f"the type of key {_clip(key)}")
-        values[key] = _read_value(cursor, key, kind)
+        element = _read_element(cursor, key) if kind == ARRAY else None
+        values[key] = _read_value(cursor, key, kind, element)
+        kinds[key] = kind, element
         if key == ALIGNMENT_KEY:
             _check_alignment(cursor, kind, values[key])
-    return values
+    return values, kinds
 
 
-def _read_value(cursor: _Cursor, key: str, kind: int) -> Any:
+def _read_value(cursor: _Cursor, key: str, kind: int, element: int | None) -> Any:
     if kind in SCALARS:
         return cursor.number(SCALARS[kind].code, f"the value of key {_clip(key)}")
     if kind == STRING:
         return cursor.string(f"the value of key {_clip(key)}")
-    if kind == ARRAY:
-        return _read_array(cursor, key)
+    if element is not None:
+        return _read_array(cursor, key, element)
     raise cursor.error(f"key {_clip(key)} has the unknown value type {kind}", cursor.at - 4)
 
 
-def _read_array(cursor: _Cursor, key: str) -> Any:
+def _read_element(cursor: _Cursor, key: str) -> int:
+    """The type of an array's elements."""
     what = f"the array of key {_clip(key)}"
-    kind = cursor.number("I", f"the element type of {what}")
+    kind: int = cursor.number("I", f"the element type of {what}")
     if kind == ARRAY:
         raise cursor.error(f"{what} holds arrays, which llama.cpp does not allow either", cursor.at - 4)
     if kind != STRING and kind not in SCALARS:
         raise cursor.error(f"{what} has the unknown element type {kind}", cursor.at - 4)
+    return kind
+
+
+def _read_array(cursor: _Cursor, key: str, kind: int) -> Any:
+    what = f"the array of key {_clip(key)}"
     count = cursor.length(what)
     if kind == STRING:
         return _read_strings(cursor, key, count)

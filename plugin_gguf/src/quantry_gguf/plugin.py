@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from quantry import Conversion, Format, Kernel, Layout, Quantizer, Roof, UqffCodec, hookimpl
+from quantry import Conversion, Format, ImportanceFormat, Kernel, Layout, Quantizer, Roof, UqffCodec, hookimpl
 
 
 @hookimpl
@@ -55,3 +55,11 @@ def quantry_roofs() -> Iterable[Roof]:
     from quantry_gguf.roof import ROOFS
 
     return ROOFS
+
+
+@hookimpl
+def quantry_importance_formats() -> Iterable[ImportanceFormat]:
+    from quantry_gguf.imatrix_binary import Cimatrix, LegacyImatrix
+    from quantry_gguf.imatrix_gguf import GgufImatrix
+
+    return [LegacyImatrix(), GgufImatrix(), Cimatrix()]
