@@ -94,8 +94,11 @@ class GgufFormat(Format):
         ]
 
     def load(self, entry: TensorEntry, rows: slice | None = None) -> QuantizedTensor:
-        """Views of the mapped file. Raises FormatError at a NaN or infinite scale, ShapeError off a block."""
-        qt, first = read_entry(entry, rows)
+        """A view of the mapped file; with `rows`, a copy of those rows.
+
+        Raises FormatError at a NaN or infinite scale, ShapeError off a block.
+        """
+        qt, first = read_entry(entry, rows, copy=rows is not None)
         if os.environ.get("QUANTRY_TRUST_SCALES") != "1":
             problem = check_scales(qt, first)
             if problem is not None:
@@ -162,15 +165,16 @@ def _ops(name: str, shape: tuple[int, ...], tied: bool) -> tuple[str, ...]:
     return ("embedding",) if any(word in name for word in _LOOKUPS) else ("linear",)
 
 
-def read_entry(entry: TensorEntry, rows: slice | None) -> tuple[QuantizedTensor, int]:
-    """The tensor, or rows of it, unchecked; and the first row."""
+def read_entry(entry: TensorEntry, rows: slice | None, copy: bool = False) -> tuple[QuantizedTensor, int]:
+    """The tensor, or rows of it, unchecked; and the first row. copy: of its own memory, no page is mapped."""
     place: Place = entry.place
     start, stop = _bounds(entry, place.type, rows)
     shape = entry.shape if rows is None else (stop - start, *entry.shape[1:])
     skipped = entry.layout.nbytes((start, *entry.shape[1:])) if start else 0
     ((buffer, spec),) = entry.layout.buffers(shape).items()
     if not place.swapped:
-        data = place.file.tensor(place.offset + skipped, spec, entry.name)
+        read = place.file.copy if copy else place.file.tensor
+        data = read(place.offset + skipped, spec, entry.name)
     else:
         data = _read_swapped(place, place.offset + skipped, spec, entry.name)
     return QuantizedTensor(entry.layout, shape, {buffer: data}), start
