@@ -30,8 +30,6 @@ DONE = {
 @click.option("--jobs", type=int)
 @click.pass_obj
 def toy(terminal: Any, as_json: bool, jobs: int | None) -> None:
-    with terminal.progress("convert", sizes=True) as tick:
-        tick(1, 2, "a", 1)
     terminal.show({**DONE, "bytes": terminal.parse_size("1.5MB"), "jobs": jobs}, as_json)
 
 

@@ -9,7 +9,6 @@ import click
 
 from quantry.cli.group import dressed, from_plugins
 from quantry.cli.plugin_commands import METHODS
-from quantry.cli.progress import progress
 from quantry.cli.show import parse_size, print_json, print_table, size_text
 from quantry.errors import PluginError, nearest
 
@@ -23,12 +22,8 @@ _DISTS = {
 
 
 class Terminal:
-    """What every method shares: `@click.pass_obj` gives it to the command.
+    """What every method shares: `@click.pass_obj` gives it to the command."""
 
-    progress(what, sizes=False): a context that gives a callback (done, total, name, tensors).
-    """
-
-    progress = staticmethod(progress)
     parse_size = staticmethod(parse_size)
 
     def show(self, document: Mapping[str, Any], as_json: bool) -> None:
