@@ -3,8 +3,8 @@
 PYTHON ?= python3
 BIN    := .venv/bin
 UV     := $(BIN)/uv
-PURE   := core plugins/kernels plugins/torch plugins/transformers plugins/template
-NATIVE := plugin_gguf plugin_afq_metal plugin_fp8 plugins/hqq plugins/mx
+PURE   := core plugins/kernels plugins/torch plugins/transformers plugins/peft plugins/ray plugins/template
+NATIVE := plugin_gguf plugin_afq_metal plugin_fp8 plugins/hqq plugins/mx plugins/bnb
 JOBS   ?= $(shell nproc)
 COMMA  := ,
 TORCH  := torch==2.13.0
@@ -87,7 +87,7 @@ sanitize: setup
 	  ASAN_OPTIONS=detect_leaks=0:exitcode=66 UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc \
 	  QUANTRY_SANITIZE=1 \
 	  $(BIN)/python -m pytest -q plugin_gguf/tests plugin_afq_metal/tests plugin_fp8/tests plugins/hqq/tests plugins/mx/tests \
-	  plugins/kernels/tests \
+	  plugins/bnb/tests plugins/kernels/tests \
 	  -k "(kernels or panel or encode or repack or hostile or conformance) and not openmp and not neon and not native_build"
 	$(UV) pip install -q --no-build-isolation --no-deps --reinstall $(addprefix -e ,$(NATIVE))
 
