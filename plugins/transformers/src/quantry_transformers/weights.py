@@ -10,13 +10,23 @@ from quantry_transformers import names
 from quantry_transformers.architectures import Architecture, architecture
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedConfig
 
-    from quantry import Checkpoint
+    from quantry import Checkpoint, Layout, Shape
 
-__all__ = ["HfWeights", "folder_weights", "gguf_weights", "unpermute_rows"]
+__all__ = [
+    "ROPE_LAYOUT",
+    "HfWeights",
+    "folder_weights",
+    "gguf_weights",
+    "move_rows",
+    "rows_can_move",
+    "unpermute_rows",
+]
 
-_ROPE_LAYOUT = "_mistralrs_qk_rope_layout"  # private key of UQFF folders that mistral.rs made from a GGUF
+ROPE_LAYOUT = "_mistralrs_qk_rope_layout"
+"""Private key of UQFF folders that mistral.rs made from a GGUF: "adjacent" where rows are in GGUF's order."""
 
 
 class HfWeights(Mapping[str, QuantizedTensor]):
@@ -95,10 +105,10 @@ def folder_weights(checkpoint: Checkpoint, config: PreTrainedConfig) -> HfWeight
 
     Raises HeaderError for a rotary layout of q and k that is unknown.
     """
-    rope_layout = checkpoint.config.get(_ROPE_LAYOUT, "half_split")
+    rope_layout = checkpoint.config.get(ROPE_LAYOUT, "half_split")
     if rope_layout not in ("half_split", "adjacent"):
         raise HeaderError(
-            f"unknown {_ROPE_LAYOUT} {rope_layout!r}", file=checkpoint.source.root / "config.json"
+            f"unknown {ROPE_LAYOUT} {rope_layout!r}", file=checkpoint.source.root / "config.json"
         )
     stored = {name: name for name in checkpoint.names()}
     if rope_layout == "half_split":
@@ -118,17 +128,33 @@ def unpermute_rows(qt: QuantizedTensor, heads: int) -> QuantizedTensor:
     rows = qt.shape[0]
     if rows % (2 * heads):
         raise ShapeError(f"{rows} rows are not {heads} heads of an even size")
-    order = torch.arange(rows).view(heads, rows // heads // 2, 2).transpose(1, 2).reshape(-1)
-    wider = qt.layout.buffers((2 * rows, *qt.shape[1:]))
-    buffers = {}
-    for name, buffer in qt.buffers.items():
-        if wider[name].shape == (2 * rows, *buffer.shape[1:]):
-            buffers[name] = buffer.index_select(0, order.to(buffer.device))
-        elif wider[name].shape == tuple(buffer.shape):
-            buffers[name] = buffer  # one value for all rows
-        else:
-            raise ShapeError(f"{qt.layout} shares buffer {name!r} between rows: they cannot be moved")
+    return move_rows(qt, torch.arange(rows).view(heads, rows // heads // 2, 2).transpose(1, 2).reshape(-1))
+
+
+def move_rows(qt: QuantizedTensor, order: Tensor) -> QuantizedTensor:
+    """Row i of the result is row `order[i]`, packed as it is. order: int64 [rows].
+
+    Raises ShapeError where rows cannot be moved alone.
+    """
+    if not rows_can_move(qt.layout, qt.shape):
+        raise ShapeError(f"{qt.layout} shares a buffer between rows: they cannot be moved")
+    wider = qt.layout.buffers((2 * qt.shape[0], *qt.shape[1:]))
+    buffers = {
+        # a buffer that does not grow with the rows is one value for all
+        name: buffer
+        if wider[name].shape == tuple(buffer.shape)
+        else buffer.index_select(0, order.to(buffer.device))
+        for name, buffer in qt.buffers.items()
+    }
     return QuantizedTensor(qt.layout, qt.shape, buffers)
+
+
+def rows_can_move(layout: Layout, shape: Shape) -> bool:
+    """Whether each buffer of the layout has a slice for every row, or one value for all rows."""
+    found, wider = layout.buffers(shape), layout.buffers((2 * shape[0], *shape[1:]))
+    return all(
+        wider[name].shape in (spec.shape, (2 * shape[0], *spec.shape[1:])) for name, spec in found.items()
+    )
 
 
 def _gguf_transform(
