@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-__all__ = ["backend_tokenizer", "merges_of", "special_tokens", "tokens_of"]
+__all__ = ["backend_tokenizer", "merges_of", "no_garbage_collection", "special_tokens", "tokens_of"]
 
 # tokenizer.ggml.token_type (llama.cpp include/llama.h, llama_token_type)
 _CONTROL, _USER_DEFINED = 3, 4
@@ -44,7 +44,7 @@ def backend_tokenizer(
         raise keys.wrong(
             "model", f"is {kind!r}; known are 'llama' (SentencePiece) and 'gpt2' (byte-level BPE)"
         )
-    with _no_garbage_collection():
+    with no_garbage_collection():
         if kind == "gpt2":
             tokenizer = _byte_level(keys, tokens)
         elif architecture in _RANKED_BY_ORDER:  # these files store runs of spaces as spaces
@@ -196,7 +196,7 @@ _ALPHABET = frozenset(_BYTE_CHARS)
 
 
 @contextlib.contextmanager
-def _no_garbage_collection() -> Iterator[None]:
+def no_garbage_collection() -> Iterator[None]:
     """Half a million small tuples without a cycle: collecting while they grow takes 3/4 of the time."""
     enabled = gc.isenabled()
     gc.disable()

@@ -1,0 +1,369 @@
+"""Tokenizers of folders as GGUF metadata, which transformers' own reader gives the same ids for."""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+
+import numpy as np
+import pytest
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from transformers.integrations.gguf.gguf_tokenizer_mapping import (
+    GGUF_TOKENIZER_MAPPING,
+    convert_gguf_tokenizer,
+)
+
+import quantry
+from quantry_transformers.gguf_vocabulary import tokenizer_keys
+from quantry_transformers.splits import SPLITS
+
+SPACE = "\u2581"
+CORPUS = [
+    "The quick brown fox jumps over the lazy dog. It's 1234567 o'clock, isn't it?",
+    "Naïve café: Ünïcödé — 你好世界 🙂 and\ttabs\n\n  two lines, CamelCaseWords HTTPServer.",
+    "def f(x):\n    return x ** 2  # comment\n" * 3,
+    "the theory of the thing that they then thought through",
+]
+# as Llama 3's, Qwen's, Tekken's and o200k's tokenizer.json spell them
+CL100K = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+CASED = CL100K.replace(
+    "(?i:'s|'t|'re|'ve|'m|'ll|'d)", "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
+)
+KEPT = ("single_word", "lstrip", "rstrip", "normalized")
+
+
+def texts(count=300):
+    rng = random.Random(5)
+    words = " ".join(CORPUS).split(" ")
+    found = [" a", "a  b   c", "\n\n\n", "🙂🙂", "I'LL we're", "123456 78", "x<|end|>y"]
+    while len(found) < count:
+        if len(found) % 2:
+            found.append(" ".join(rng.choices(words, k=rng.randrange(1, 12))))
+        else:
+            found.append("".join(rng.choices([*"abc the .,\n\t 12", "é", "你", "\U0001f642"], k=30)))
+    return found
+
+
+def split(pattern):
+    return pre_tokenizers.Split(Regex(pattern), "isolated")
+
+
+def bytes_last(*steps, regex=False):
+    return pre_tokenizers.Sequence(
+        [*steps, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=regex)]
+    )
+
+
+BYTE_LEVEL = {
+    "llama-bpe": (bytes_last(split(CL100K)), True),
+    "dbrx": (bytes_last(split(CASED)), False),
+    "qwen2": (bytes_last(split(CL100K.replace("{1,3}", ""))), False),
+    "tekken": (bytes_last(split(SPLITS["tekken"][0])), True),
+    "gpt-4o": (bytes_last(split(SPLITS["gpt-4o"][0])), False),
+    "gpt-2": (pre_tokenizers.ByteLevel(add_prefix_space=False), False),
+    "smollm": (bytes_last(pre_tokenizers.Digits(individual_digits=True), regex=True), False),
+}
+
+
+def trained(pre):
+    step, whole = BYTE_LEVEL[pre]
+    tokenizer = Tokenizer(models.BPE(ignore_merges=whole))
+    tokenizer.pre_tokenizer = step
+    if pre == "qwen2":
+        tokenizer.normalizer = normalizers.NFC()
+    trainer = trainers.BpeTrainer(
+        vocab_size=420, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        special_tokens=["<|end|>"], show_progress=False,
+    )  # fmt: skip
+    tokenizer.train_from_iterator(CORPUS * 4, trainer)
+    return tokenizer
+
+
+def pieces(normalizer, pre_tokenizer, prefix):
+    """A tokenizer.json by merges of every pair that makes a piece, ranked otherwise than by id."""
+    known = {SPACE, *"".join(CORPUS).lower().replace(" ", "").replace("\n", "").replace("\t", "")}
+    for word in " ".join(CORPUS).lower().split():
+        for n in range(2, 7):
+            known |= {(SPACE + word)[:n], word[-n:]}
+    ordered = sorted(known - {""})
+    random.Random(3).shuffle(ordered)
+    special = ["<unk>", "<s>", "</s>"]
+    tokens = [*special, *(f"<0x{b:02X}>" for b in range(256)), *ordered, "<user>", SPACE * 2]
+    by_score = sorted((p for p in ordered if len(p) > 1), key=lambda p: (len(p), ordered.index(p)))
+    merges = [[p[:i], p[i:]] for p in by_score for i in range(1, len(p)) if p[:i] in known and p[i:] in known]
+    merges.insert(0, [SPACE, SPACE])  # before words, as in Gemma: runs of spaces are found first
+    added = [(t, True) for t in special] + [("<user>", False), (SPACE * 2, False)]
+    return {
+        "version": "1.0",
+        "added_tokens": [
+            {"id": tokens.index(text), "content": text, "special": is_special, **dict.fromkeys(KEPT, False)}
+            for text, is_special in added
+        ],
+        "normalizer": normalizer,
+        "pre_tokenizer": pre_tokenizer,
+        "post_processor": json.loads(
+            processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)]).__getstate__()
+        ),
+        "decoder": None,
+        "model": {
+            "type": "BPE", "unk_token": "<unk>", "fuse_unk": True, "byte_fallback": True,
+            "vocab": {t: i for i, t in enumerate(tokens)}, "merges": merges,
+        },
+    }  # fmt: skip
+
+
+REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+PREPEND = {"type": "Prepend", "prepend": SPACE}
+PIECES = {
+    # Llama 2 and Phi 3; Mistral; Gemma
+    "prepend": ({"type": "Sequence", "normalizers": [PREPEND, REPLACE]}, None, True),
+    "metaspace": (
+        None,
+        {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": "first", "split": False},
+        True,
+    ),
+    "replace": (
+        REPLACE,
+        {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False},
+        False,
+    ),
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """folder(tokenizer.json, **tokenizer_config): what `tokenizer_keys` reads."""
+
+    def make(vocabulary, **settings):
+        text = vocabulary if isinstance(vocabulary, str) else json.dumps(vocabulary)
+        (tmp_path / "tokenizer.json").write_text(text)
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+        return quantry.Source(tmp_path)
+
+    return make
+
+
+def theirs(keys, architecture):
+    """transformers' tokenizer of the metadata."""
+    fields = {}
+    for key, name in GGUF_TOKENIZER_MAPPING["tokenizer"].items():
+        if (value := keys.get(f"tokenizer.{key}")) is not None:
+            fields[name] = value.tolist() if isinstance(value, np.ndarray) else value
+    return convert_gguf_tokenizer(architecture, fields)[0]
+
+
+@pytest.mark.parametrize("pre", sorted(BYTE_LEVEL))
+def test_byte_level_vocabularies_are_named_by_how_they_cut(folder, pre):
+    tokenizer = trained(pre)
+    state = json.loads(tokenizer.to_str())
+    vocab = tokenizer.get_vocab()
+    keys = tokenizer_keys(folder(state), {}, len(vocab))
+    assert keys["tokenizer.ggml.model"] == "gpt2"
+    assert keys["tokenizer.ggml.pre"] == pre
+    assert keys["tokenizer.ggml.tokens"] == sorted(vocab, key=vocab.__getitem__)
+    assert keys["tokenizer.ggml.merges"] == [" ".join(m) for m in state["model"]["merges"]]
+    assert keys["tokenizer.ggml.token_type"].tolist() == [3] + [1] * (len(vocab) - 1)
+
+
+@pytest.mark.parametrize("pre", ["qwen2", "dbrx", "gpt-4o"])
+def test_byte_level_ids_are_equal_in_transformers(folder, pre):
+    tokenizer = trained(pre)
+    read = theirs(tokenizer_keys(folder(tokenizer.to_str()), {}, tokenizer.get_vocab_size()), "qwen2")
+    for text in texts():
+        assert read.encode(text).ids == tokenizer.encode(text).ids, text
+
+
+@pytest.mark.parametrize("kind", sorted(PIECES))
+def test_piece_ids_are_equal_in_transformers(folder, kind):
+    """Scores are derived from the merges: transformers derives merges from them again."""
+    state = pieces(*PIECES[kind])
+    keys = tokenizer_keys(folder(state), {}, len(state["model"]["vocab"]))
+    assert keys["tokenizer.ggml.model"] == "llama"
+    assert keys["tokenizer.ggml.add_space_prefix"] is PIECES[kind][2]
+    ours = Tokenizer.from_str(json.dumps(state))
+    read = theirs(keys, "llama")
+    # transformers' reader adds the prefix whatever the file says, and not before a space
+    if kind == "replace":
+        read.normalizer, read.pre_tokenizer = ours.normalizer, ours.pre_tokenizer
+    for text in (t for t in texts() if t and t[0] not in " \n"):
+        expected = ours.encode(text, add_special_tokens=False).ids
+        assert read.encode(text, add_special_tokens=False).ids == expected, text
+
+
+def test_scores_follow_the_first_merge_that_makes_a_piece(folder):
+    state = pieces(*PIECES["replace"])
+    keys = tokenizer_keys(folder(state), {}, len(state["model"]["vocab"]))
+    score = dict(zip(keys["tokenizer.ggml.tokens"], keys["tokenizer.ggml.scores"].tolist(), strict=True))
+    made = list(dict.fromkeys(left + right for left, right in state["model"]["merges"][1:]))
+    assert [score[piece] for piece in made] == [-float(i) for i in range(len(made))]
+    assert score["<s>"] == score["<user>"] == -1000.0
+    assert score["<0x41>"] == 0.0
+
+
+def test_scores_are_sentencepieces_own_where_ids_follow_the_merges(folder):
+    """Its trainer numbers pieces in the order in which it made them: 0, -1, -2 …, characters last."""
+    tokens = ["<unk>", "ab", "abc", "bc", "a", "b", "c", SPACE]
+    state = pieces(*PIECES["replace"])
+    state["added_tokens"] = []
+    state["model"]["vocab"] = {t: i for i, t in enumerate(tokens)}
+    state["model"]["merges"] = ["a b", "ab c", "a bc", "b c"]
+    keys = tokenizer_keys(folder(state), {}, 8)
+    assert keys["tokenizer.ggml.scores"].tolist() == [0, 0, -1, -2, -3, -4, -5, -6]
+    assert keys["tokenizer.ggml.scores"].dtype == np.float32
+    assert keys["tokenizer.ggml.token_type"].dtype == np.int32
+
+
+def test_kinds_of_tokens(folder):
+    """Normal 1, unknown 2, control 3, user-defined 4, unused 5, byte 6; spaces as they stand in text."""
+    state = pieces(*PIECES["replace"])
+    size = len(state["model"]["vocab"])
+    state["added_tokens"] += [
+        {"id": size, "content": "<|end|>", "special": False, **dict.fromkeys(KEPT, False)},
+        {"id": size + 7, "content": "<beyond>", "special": True, **dict.fromkeys(KEPT, False)},
+    ]
+    source = folder(state, added_tokens_decoder={str(size + 1): {"content": "<late>", "special": True}})
+    keys = tokenizer_keys(source, {}, size + 4)
+    kind = dict(zip(keys["tokenizer.ggml.tokens"], keys["tokenizer.ggml.token_type"].tolist(), strict=True))
+    assert (kind["<s>"], kind["<user>"], kind["  "], kind["<0x00>"], kind[SPACE]) == (3, 4, 4, 6, 1)
+    assert (kind["<|end|>"], kind["<late>"]) == (3, 3)
+    assert kind[f"[PAD{size + 2}]"] == kind[f"[PAD{size + 3}]"] == 5
+    assert "<beyond>" not in kind
+    state["added_tokens"] = state["added_tokens"][1:]
+    assert tokenizer_keys(folder(state), {}, size + 1)["tokenizer.ggml.token_type"][0] == 2
+
+
+def special(keys):
+    return {k.removeprefix("tokenizer.ggml."): v for k, v in keys.items() if k.endswith("_id")}
+
+
+def test_special_tokens_are_the_tokenizers_then_the_configurations(folder):
+    state = pieces(*PIECES["replace"])
+    size = len(state["model"]["vocab"])
+    source = folder(
+        state, bos_token={"content": "<s>", "special": True}, eos_token="</s>", add_eos_token=True
+    )
+    keys = tokenizer_keys(source, {"bos_token_id": 0, "pad_token_id": 7, "eos_token_id": [2, 9]}, size)
+    assert special(keys) == {
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "eot_token_id": 9,
+        "unknown_token_id": 0,
+        "padding_token_id": 7,
+    }
+    assert keys["tokenizer.ggml.add_bos_token"] is True
+    assert keys["tokenizer.ggml.add_eos_token"] is True
+
+
+def test_ends_of_turn_and_message_are_known_by_name(folder):
+    """Llama 3.1's instruct models: three ends, of which the tokenizer names one."""
+    state = pieces(*PIECES["replace"])
+    size = len(state["model"]["vocab"])
+    for i, text in enumerate(["<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"]):
+        state["added_tokens"].append(
+            {"id": size + i, "content": text, "special": True, **dict.fromkeys(KEPT, False)}
+        )
+    source = folder(state, eos_token="<|eot_id|>")
+    (source.root / "generation_config.json").write_text(
+        json.dumps({"eos_token_id": [size, size + 1, size + 2]})
+    )
+    found = special(tokenizer_keys(quantry.Source(source.root), {}, size + 3))
+    assert (found["eos_token_id"], found["eom_token_id"], found["eot_token_id"]) == (size + 2, size + 1, size)
+
+
+@pytest.mark.parametrize(("template", "begins"), [("<s> $A", True), ("$A", False), ("<user> $A", False)])
+def test_whether_a_text_begins_with_bos_is_read_from_the_template(folder, template, begins):
+    state = pieces(*PIECES["replace"])
+    ids = [(t["content"], t["id"]) for t in state["added_tokens"]]
+    processor = processors.TemplateProcessing(single=template, special_tokens=ids)
+    state["post_processor"] = {"type": "Sequence", "processors": [json.loads(processor.__getstate__())]}
+    keys = tokenizer_keys(folder(state, bos_token="<s>"), {}, len(state["model"]["vocab"]))
+    assert keys["tokenizer.ggml.add_bos_token"] is begins
+    assert keys["tokenizer.ggml.add_eos_token"] is False
+
+
+def test_chat_templates(folder):
+    state = pieces(*PIECES["replace"])
+    size = len(state["model"]["vocab"])
+    keys = tokenizer_keys(folder(state, chat_template="one"), {}, size)
+    assert keys["tokenizer.chat_template"] == "one"
+    listed = [{"name": "default", "template": "a"}, {"name": "tools", "template": "b"}]
+    keys = tokenizer_keys(folder(state, chat_template=listed), {}, size)
+    assert {k: v for k, v in keys.items() if "chat" in k} == {
+        "tokenizer.chat_template": "a",
+        "tokenizer.chat_template.tools": "b",
+        "tokenizer.chat_templates": ["tools"],
+    }
+    source = folder(state)
+    (source.root / "chat_template.jinja").write_text("{{ three }}")
+    assert tokenizer_keys(source, {}, size)["tokenizer.chat_template"] == "{{ three }}"
+
+
+def changed(edit):
+    state = copy.deepcopy(pieces(*PIECES["replace"]))
+    edit(state)
+    return state
+
+
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
+
+
+@pytest.mark.parametrize(
+    ("edit", "error", "said"),
+    [
+        (lambda s: s["model"].update(type="Unigram", vocab=[["a", 0.0]]), quantry.UsageError, "Unigram"),
+        (lambda s: s["model"].update(type="WordPiece"), quantry.UsageError, "WordPiece"),
+        (lambda s: s["model"]["merges"].pop(), quantry.UsageError, "1 pairs of tokens apart"),
+        (lambda s: s["model"]["merges"].append(["a"]), quantry.HeaderError, "no pair of tokens"),
+        (lambda s: s["model"].update(end_of_word_suffix="</w>"), quantry.UsageError, "end_of_word_suffix"),
+        (lambda s: s["model"].update(byte_fallback=False), quantry.UsageError, "neither spells bytes"),
+        (lambda s: s.update(normalizer={"type": "NFKC"}), quantry.UsageError, "NFKC"),
+        (lambda s: s.update(normalizer=None, pre_tokenizer=None), quantry.UsageError, r"U\+2581"),
+        (lambda s: s.update(pre_tokenizer={"type": "Whitespace"}), quantry.UsageError, "Whitespace"),
+        (
+            lambda s: s.update(pre_tokenizer={**BYTES, "add_prefix_space": True}, normalizer=None),
+            quantry.UsageError,
+            "add_prefix_space",
+        ),
+        (lambda s: s.update(pre_tokenizer=BYTES), quantry.UsageError, "normalizes text by Replace"),
+        (
+            lambda s: s.update(
+                pre_tokenizer=json.loads(bytes_last(split("x")).__getstate__()), normalizer=None
+            ),
+            quantry.UsageError,
+            r"no name for: \['x'\]",
+        ),
+        (lambda s: s["model"]["vocab"].update({"zzz": 10**6}), quantry.HeaderError, "'zzz' the id 1000000"),
+        (lambda s: s["added_tokens"].append({"id": 3}), quantry.HeaderError, "without id or content"),
+        (
+            lambda s: s["added_tokens"].append({"id": 0, "content": "<s>", "special": True}),
+            quantry.HeaderError,
+            "'<s>' twice",
+        ),
+        (lambda s: s.pop("model"), quantry.HeaderError, "has no model"),
+    ],
+)
+def test_vocabularies_that_gguf_cannot_hold_are_refused(folder, edit, error, said):
+    state = changed(edit)
+    with pytest.raises(error, match=said) as caught:
+        tokenizer_keys(folder(state), {}, 10_000)
+    assert caught.value.file.endswith("tokenizer.json")
+
+
+def test_words_cut_at_spaces_and_pieces_across_them_are_refused(folder):
+    def edit(state):
+        state["normalizer"], state["pre_tokenizer"] = None, {"type": "Metaspace", "replacement": SPACE}
+        state["model"]["vocab"][f"a{SPACE}b"] = len(state["model"]["vocab"])
+
+    with pytest.raises(quantry.UsageError, match="goes across one"):
+        tokenizer_keys(folder(changed(edit)), {}, 10_000)
+
+
+def test_a_folder_without_tokenizer_says_how_to_get_one(tmp_path):
+    (tmp_path / "tokenizer.model").write_bytes(b"")
+    with pytest.raises(quantry.UsageError, match="save_pretrained") as caught:
+        tokenizer_keys(quantry.Source(tmp_path), {}, 8)
+    assert "has no tokenizer.json" in str(caught.value)
