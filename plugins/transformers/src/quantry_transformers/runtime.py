@@ -27,6 +27,7 @@ class TransformersRuntime(Runtime):
     """GGUF files of the known architectures; folders with a `config.json` of any causal language model."""
 
     name: ClassVar[str] = "transformers"
+    conventions: ClassVar[tuple[str, ...]] = ("gguf",)
 
     def why_not(self, checkpoint: Checkpoint) -> str | None:
         """Declines unknown GGUF architectures, and folders without `config.json`."""
@@ -81,6 +82,21 @@ class TransformersRuntime(Runtime):
         from quantry_transformers.export import hf_state
 
         return hf_state(checkpoint) if checkpoint.format.name == "gguf" else None
+
+    def other_names(self, checkpoint: Checkpoint, convention: str) -> Mapping[str, str]:
+        """GGUF's names of a checkpoint's weights; {} for architectures that GGUF has no names for."""
+        from quantry_transformers.gguf_names import gguf_names
+
+        return gguf_names(checkpoint) if convention == "gguf" else {}
+
+    def export_as(self, checkpoint: Checkpoint, convention: str) -> Exported | None:
+        """What a GGUF file of a folder's model holds; None for GGUF files, which hold it already.
+
+        Raises as `gguf_state.gguf_state` does.
+        """
+        from quantry_transformers.gguf_state import gguf_state
+
+        return None if convention != "gguf" or checkpoint.format.name == "gguf" else gguf_state(checkpoint)
 
 
 def configured(checkpoint: Checkpoint, trust_remote_code: bool = False) -> tuple[PreTrainedConfig, HfWeights]:
