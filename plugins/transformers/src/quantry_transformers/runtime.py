@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from quantry import HeaderError, Runtime, UsageError
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig
 
-    from quantry import Checkpoint, Exported, Role
+    from quantry import Calibrated, Checkpoint, Exported, Observer, Role
     from quantry_transformers.weights import HfWeights
 
 __all__ = ["TransformersRuntime"]
@@ -70,6 +70,26 @@ class TransformersRuntime(Runtime):
             model.generation_config = generation_config(checkpoint, config, tokenizer)
             prepare(model, dtype, numerics, reference)
         return model, tokenizer
+
+    def calibrate(
+        self,
+        checkpoint: Checkpoint,
+        text: str,
+        observe: Observer,
+        *,
+        chunks: int | None = None,
+        chunk_tokens: int = 512,
+        device: str = "cpu",
+        progress: Callable[[int, int, str], None] | None = None,
+        trust_remote_code: bool = False,
+    ) -> Calibrated:
+        """Layer by layer where the model's layers are a chain; see `quantry_transformers.calibrate`."""
+        from quantry_transformers.calibrate import calibrate
+
+        return calibrate(
+            checkpoint, text, observe, chunks=chunks, chunk_tokens=chunk_tokens, device=device,
+            progress=progress, trust_remote_code=trust_remote_code,
+        )  # fmt: skip
 
     def roles(self, checkpoint: Checkpoint) -> Mapping[str, Role]:
         """From the model's modules, built without data; {} where transformers does not know the model."""
