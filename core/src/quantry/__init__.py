@@ -81,6 +81,9 @@ _HOME = {
     "measure": "measurement",
     "NativeLibrary": "native",
     "matmul": "multiply",
+    "AdaptedEmbedding": "nn",
+    "AdaptedExperts": "nn",
+    "AdaptedLinear": "nn",
     "LinearGroup": "nn",
     "QuantEmbedding": "nn",
     "QuantExperts": "nn",
@@ -121,6 +124,9 @@ _RENAMED = {"open": "open_checkpoint", "pack_block": "packed", "pack_codes": "pa
 
 __all__ = [
     "__version__",
+    "AdaptedEmbedding",
+    "AdaptedExperts",
+    "AdaptedLinear",
     "Adapter",
     "AdapterFormat",
     "BUCKETS",
@@ -269,6 +275,9 @@ if TYPE_CHECKING:
     from quantry.multiply import matmul
     from quantry.native import NativeLibrary
     from quantry.nn import (
+        AdaptedEmbedding,
+        AdaptedExperts,
+        AdaptedLinear,
         LinearGroup,
         PackedModule,
         QuantEmbedding,

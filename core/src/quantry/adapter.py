@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
-from quantry.errors import PluginError, UsageError
+from quantry.errors import FormatError, PluginError, ShapeError, UsageError, ValueDomainError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,18 +24,49 @@ class LowRank(NamedTuple):
     b: Tensor
     scale: float
 
+    @property
+    def rank(self) -> int:
+        """r."""
+        return self.a.shape[-2]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the weight."""
+        return (*self.b.shape[:-1], self.a.shape[-1])
+
+    def check(self, file: Path, names: tuple[str, str]) -> LowRank:
+        """Itself. names: of a and b in the file, for the errors.
+
+        Raises FormatError for halves that are no float matrices or stacks, ShapeError for unequal ranks or
+        rank 0, ValueDomainError for NaN and Inf.
+        """
+        for half, name in zip((self.a, self.b), names, strict=True):
+            if not half.is_floating_point() or half.dim() not in (2, 3):
+                raise FormatError(
+                    f"is {half.dtype} {list(half.shape)}, not a matrix of floats", file=file, tensor=name
+                )
+            if not half.isfinite().all():
+                raise ValueDomainError("holds NaN or Inf", file=file, tensor=name)
+        if self.a.shape[:-2] != self.b.shape[:-2] or self.rank != self.b.shape[-1] or not self.rank:
+            a, b = list(self.a.shape), list(self.b.shape)
+            problem = f"has shape {b}, its other half {a}: they share no rank"
+            raise ShapeError(problem, file=file, tensor=names[1])
+        return self
+
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
     """parts: weight name → change. convention: whose names these are ("gguf"); None: the model's own.
 
     architecture: of the model it was made for, as its file names it; None where the file does not say.
+    scale: of all parts, on top of each part's own.
     """
 
     path: Path
     parts: Mapping[str, LowRank]
     convention: str | None = None
     architecture: str | None = None
+    scale: float = 1.0
 
 
 class AdapterFormat(ABC):
@@ -53,13 +85,13 @@ class AdapterFormat(ABC):
 
 
 def read_adapter(path: str | Path) -> Adapter:
-    """The adapter at `path`, of whatever installed format.
+    """The adapter at PATH or PATH=SCALE, of whatever installed format.
 
     Raises UsageError with each format's reason when none fits, PluginError when none is installed.
     """
     from quantry.plugins import registry
 
-    path = Path(path)
+    path, scale = _scaled(path)
     if not path.exists():
         raise UsageError("does not exist", file=path)
     formats = registry().adapter_formats
@@ -71,6 +103,19 @@ def read_adapter(path: str | Path) -> Adapter:
     for fmt in formats:
         reason = fmt.why_not(path)
         if reason is None:
-            return fmt.read(path)
+            return replace(fmt.read(path), scale=scale)
         reasons.append(f"{fmt.name}: {reason}")
     raise UsageError("is no adapter of an installed format", file=path, hint="\n".join(reasons))
+
+
+def _scaled(given: str | Path) -> tuple[Path, float]:
+    path, equals, number = str(given).rpartition("=")
+    if not equals or Path(given).exists():
+        return Path(given), 1.0
+    try:
+        scale = float(number)
+    except ValueError:
+        scale = math.nan
+    if not math.isfinite(scale):
+        raise UsageError(f"{number!r} is no scale", file=path, hint="Give PATH or PATH=SCALE, as lora=0.5.")
+    return Path(path), scale

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from quantry.adapter import read_adapter
 from quantry.checkpoint import open_checkpoint
 from quantry.errors import PluginError, UsageError
 from quantry.kernel import NumericsMode
@@ -24,13 +26,18 @@ def load_model(
     *,
     reference: bool = False,
     isq: str | None = None,
+    adapter: str | Path | Sequence[str | Path] | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> tuple[Any, Any]:
     """(model, tokenizer) with every weight packed and its kernels chosen.
 
-    Raises PluginError when no runtime is installed, UsageError with each runtime's reason when none fits.
+    adapter: PATH or PATH=SCALE of a LoRA, or several; their changes are added beside the packed weights.
+    Raises PluginError when no runtime is installed, UsageError with each runtime's reason when none fits,
+    and what `read_adapter` raises.
     """
+    given = [adapter] if isinstance(adapter, (str, Path)) else adapter or ()
+    adapters = [read_adapter(path) for path in given]
     ckpt = open_checkpoint(model, revision)
     runtimes = registry().runtimes
     if not runtimes:
@@ -51,6 +58,7 @@ def load_model(
                 numerics=numerics,
                 reference=reference,
                 isq=isq,
+                adapters=adapters,
                 trust_remote_code=trust_remote_code,
             )
         reasons.append(f"{runtime.name}: {reason}")

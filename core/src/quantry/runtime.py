@@ -63,14 +63,15 @@ class Runtime(ABC):
         numerics: NumericsMode = "strict",
         reference: bool = False,
         isq: str | None = None,
-        adapter: Adapter | None = None,
+        adapters: Sequence[Adapter] = (),
         trust_remote_code: bool = False,
     ) -> tuple[Any, Any]:
         """(model, tokenizer), every weight placed and prepared. dtype: of activations, None = the runtime's
         choice.
 
         isq: quantize dense weights to this type while loading. reference: permit the slow tile-wise kernels.
-        adapter: added beside the packed weights.
+        adapters: added together beside the packed weights, each times its scale. Raises UsageError for one
+        of another model, ShapeError for a part that does not fit its weight.
         """
 
     def export(self, checkpoint: Checkpoint) -> Exported | None:

@@ -1,5 +1,6 @@
 """Modules that hold packed weights."""
 
+from quantry.nn.adapted import AdaptedEmbedding, AdaptedExperts, AdaptedLinear
 from quantry.nn.embedding import QuantEmbedding
 from quantry.nn.experts import QuantExperts
 from quantry.nn.group import LinearGroup
@@ -9,6 +10,9 @@ from quantry.nn.place import prepare, swap
 from quantry.nn.tied import TiedHead
 
 __all__ = [
+    "AdaptedEmbedding",
+    "AdaptedExperts",
+    "AdaptedLinear",
     "LinearGroup",
     "PackedModule",
     "QuantEmbedding",

@@ -10,6 +10,7 @@ from torch.compiler import is_compiling
 
 from quantry import ops
 from quantry.kernel import BUCKETS, BoundGroup, Kernel, bucket_index
+from quantry.nn.adapted import AdaptedLinear, SharedInput
 from quantry.nn.linear import QuantLinear
 from quantry.nn.packed import Bound
 
@@ -20,17 +21,20 @@ class LinearGroup:
     """`group(x)` equals `[module(x) for module in modules]`, in one kernel call where one kernel has all.
 
     Nothing is kept between calls but addresses of weights, which are dropped when a buffer changes. Modules
-    that are no QuantLinear, have a bias, or are hooked, and calls that a compiler, tracer or autograd
-    watches, run module by module.
+    that are no QuantLinear (adapted or not), have a bias, or are hooked, and calls that a compiler, tracer or
+    autograd watches, run module by module.
     """
 
-    __slots__ = ("_bound", "_calls", "_modules", "modules")
+    __slots__ = ("_bound", "_calls", "_changes", "_hooked", "_modules", "modules")
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         self.modules = tuple(modules)
-        plain = all(type(m) is QuantLinear and m._parameters["bias"] is None for m in modules)
-        same = plain and len({m.in_features for m in modules}) == 1
-        self._modules: tuple[QuantLinear, ...] = tuple(modules) if same else ()  # type: ignore[arg-type]
+        bases = [m.base if type(m) is AdaptedLinear else m for m in modules]
+        plain = all(type(m) is QuantLinear and m._parameters["bias"] is None for m in bases)
+        same = plain and len({m.in_features for m in bases}) == 1
+        self._modules: tuple[QuantLinear, ...] = tuple(bases) if same else ()  # type: ignore[arg-type]
+        self._hooked = tuple(dict.fromkeys((*self.modules, *self._modules)))
+        self._changes: SharedInput | None = None
         self._bound: tuple[Bound, ...] = ()
         self._calls: tuple[BoundGroup | None, ...] = ()
 
@@ -44,18 +48,21 @@ class LinearGroup:
                 rows = x.numel() // columns if columns else 0
                 call = self._calls[0 if rows <= 1 else bucket_index(rows)]
                 if call is not None and x.shape[-1] == columns:
-                    return call(x)
+                    ys = call(x)
+                    if self._changes is not None:
+                        self._changes.add_to(ys, x)
+                    return ys
         return [module(x) for module in self.modules]
 
     def _watched(self, x: Tensor) -> bool:
         if (x.requires_grad and torch.is_grad_enabled()) or not ops.unwatched(x):
             return True
-        return any(m._forward_hooks or m._forward_pre_hooks for m in self._modules)
+        return any(m._forward_hooks or m._forward_pre_hooks for m in self._hooked)
 
     def _current(self) -> bool:
         """Whether every module still has the binding, and the buffer, that the calls were made from."""
         bound = self._bound
-        if not bound:
+        if not bound or (self._changes is not None and not self._changes.current()):
             return False
         for module, b in zip(self._modules, bound, strict=True):
             if module._bound is not b or module._buffers.get(b.name) is not b.first:
@@ -69,6 +76,8 @@ class LinearGroup:
                 module.bind()
         self._bound = tuple(m._bound for m in self._modules)  # type: ignore[misc]
         self._calls = tuple(self._call(index) for index in range(len(BUCKETS)))
+        if any(type(m) is AdaptedLinear for m in self.modules):
+            self._changes = SharedInput(self.modules, self._modules[0].compute_dtype)
 
     def _call(self, index: int) -> BoundGroup | None:
         """One call for a row bucket, where all modules chose one kernel and that kernel groups."""

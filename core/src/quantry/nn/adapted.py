@@ -1,0 +1,208 @@
+"""Modules that add what an adapter changes; the weight beside it stays as it is stored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.compiler import is_compiling
+from torch.nn import functional as F
+
+from quantry.errors import ShapeError
+
+if TYPE_CHECKING:
+    from quantry.adapter import LowRank
+
+__all__ = ["AdaptedEmbedding", "AdaptedExperts", "AdaptedLinear", "SharedInput"]
+
+
+class _Adapted(nn.Module):
+    """`base`, and the sum of changes merged along the rank: several cost what one of their ranks' sum costs.
+
+    a [*, R, K] and b [*, R, N], which holds the scales. dtype: of the activations.
+    """
+
+    a: Tensor
+    b: Tensor
+
+    def __init__(
+        self,
+        base: nn.Module,
+        changes: Sequence[LowRank],
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        super().__init__()
+        self.base = base
+        for change in changes:
+            if self.shape is not None and change.shape != self.shape:
+                raise ShapeError(f"the change is one of {list(change.shape)}, the weight {list(self.shape)}")
+        a = torch.cat([c.a for c in changes], -2)
+        b = torch.cat([c.b.double().mT * c.scale for c in changes], -2)  # rounded once, with its scale
+        self.register_buffer("a", a.to(device, dtype).contiguous())
+        self.register_buffer("b", b.to(device, dtype).contiguous())
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """The weight's, None where `base` does not say."""
+        if isinstance(self.base, nn.Linear | nn.Embedding):
+            return tuple(self.base.weight.shape)
+        return getattr(self.base, "shape", None)
+
+    @property
+    def weight(self) -> Tensor:
+        """That of `base`, without the change."""
+        return self.base.weight  # type: ignore[return-value]
+
+    def low_rank(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """a and b in a dtype."""
+        a: Tensor = self._buffers["a"]  # type: ignore[assignment]  # past nn.Module's search, at every call
+        b: Tensor = self._buffers["b"]  # type: ignore[assignment]
+        return (a, b) if a.dtype is dtype else (a.to(dtype), b.to(dtype))
+
+    def extra_repr(self) -> str:
+        """The rank."""
+        return f"rank {self.a.shape[-2]}"
+
+
+class AdaptedLinear(_Adapted):
+    """x [*, K] → base(x) + (x aᵀ) b [*, N]; base: a packed or plain linear layer, or a tied head.
+
+    Raises ShapeError for the change of another shape.
+    """
+
+    @property
+    def in_features(self) -> int:
+        """K."""
+        return self.a.shape[1]
+
+    @property
+    def out_features(self) -> int:
+        """N."""
+        return self.b.shape[1]
+
+    @property
+    def bias(self) -> Tensor | None:
+        """That of `base`."""
+        return getattr(self.base, "bias", None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """In x's dtype; products and their sum as torch makes them in that dtype."""
+        y: Tensor = self.base(x)
+        a, b = self.low_rank(x.dtype)
+        inner = F.linear(x, a)
+        if is_compiling() or y.requires_grad or not y.is_contiguous():
+            return y + inner @ b
+        _rows(y).addmm_(_rows(inner), b)
+        return y
+
+    @staticmethod
+    def lay_together(modules: Sequence[AdaptedLinear]) -> None:
+        """Make the a's of layers that may share an x rows of one matrix, which `SharedInput` takes."""
+        for width in {m.in_features for m in modules}:
+            alike = [m for m in modules if m.in_features == width]
+            together = torch.cat([m.a for m in alike])
+            for module, a in zip(alike, together.split([len(m.a) for m in alike]), strict=True):
+                module.a = a
+
+
+class AdaptedEmbedding(_Adapted):
+    """ids [*] → base(ids) + b[:, ids]ᵀ a. A head that is tied to `base` is not changed.
+
+    Raises ShapeError for the change of another shape.
+    """
+
+    def __init__(
+        self,
+        base: nn.Module,
+        changes: Sequence[LowRank],
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        super().__init__(base, changes, dtype, device)
+        self.b = self.b.T.contiguous()  # [rows, R]: rows are looked up
+
+    @property
+    def num_embeddings(self) -> int:
+        """Rows of the table."""
+        return self.b.shape[0]
+
+    @property
+    def embedding_dim(self) -> int:
+        """Width of a row."""
+        return self.a.shape[1]
+
+    @property
+    def padding_idx(self) -> int | None:
+        """That of `base`."""
+        return self.base.padding_idx  # type: ignore[return-value]
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Rows in the dtype of base's. Raises as `base` for ids that are none."""
+        rows: Tensor = self.base(ids)
+        a, b = self.low_rank(rows.dtype)
+        return rows + F.embedding(ids, b) @ a
+
+
+class AdaptedExperts(_Adapted):
+    """x [T, 1|k, K], ids [T, k] → base(x, ids) + the change of each row's expert [T, k, N]."""
+
+    @property
+    def num_experts(self) -> int:
+        """E."""
+        return self.a.shape[0]
+
+    def forward(self, x: Tensor, ids: Tensor) -> Tensor:
+        """In x's dtype."""
+        y: Tensor = self.base(x, ids)
+        a, b = self.low_rank(x.dtype)
+        wide = x.expand(*ids.shape, x.shape[-1])
+        for e in torch.unique(ids).tolist():
+            chosen = ids == e
+            y[chosen] += wide[chosen] @ a[e].T @ b[e]
+        return y
+
+
+class SharedInput:
+    """The changes of linear layers that multiply the same x, their a's in one matrix."""
+
+    __slots__ = ("_a", "_parts", "_ranks", "_seen")
+
+    def __init__(self, modules: Sequence[nn.Module], dtype: torch.dtype) -> None:
+        adapted = [(i, m) for i, m in enumerate(modules) if isinstance(m, AdaptedLinear)]
+        self._seen = [(m, m.a, m.b) for _, m in adapted]
+        pairs = [m.low_rank(dtype) for _, m in adapted]
+        self._a = _one_matrix([a for a, _ in pairs]).t()
+        self._parts = [(i, b) for (i, _), (_, b) in zip(adapted, pairs, strict=True)]
+        self._ranks = [len(b) for _, b in pairs]
+
+    def current(self) -> bool:
+        """Whether the layers still have the tensors that were taken."""
+        return all(m._buffers["a"] is a and m._buffers["b"] is b for m, a, b in self._seen)
+
+    def add_to(self, ys: Sequence[Tensor], x: Tensor) -> None:
+        """Add each layer's change for x [*, K] to its y [*, N], contiguous and written by nobody else."""
+        inner = torch.mm(_rows(x), self._a)
+        if len(self._parts) == 1:
+            ((i, b),) = self._parts
+            _rows(ys[i]).addmm_(inner, b)
+            return
+        for (i, b), part in zip(self._parts, inner.split(self._ranks, 1), strict=True):
+            _rows(ys[i]).addmm_(part, b)
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+
+
+def _one_matrix(rows: Sequence[Tensor]) -> Tensor:
+    """[ΣR, K]: a view where the matrices lie one behind the other, as `lay_together` leaves them."""
+    first, end = rows[0], rows[0].data_ptr()
+    for a in rows:
+        same = a.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        if not same or a.data_ptr() != end or not a.is_contiguous():
+            return torch.cat(list(rows))
+        end += a.nbytes
+    return first.as_strided((sum(map(len, rows)), first.shape[1]), first.stride())
