@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from quantry import Conversion, Format, ImportanceFormat, Kernel, Layout, Quantizer, Roof, UqffCodec, hookimpl
+from quantry import (
+    AdapterFormat,
+    Conversion,
+    Format,
+    ImportanceFormat,
+    Kernel,
+    Layout,
+    Quantizer,
+    Roof,
+    UqffCodec,
+    hookimpl,
+)
 
 
 @hookimpl
@@ -63,3 +74,10 @@ def quantry_importance_formats() -> Iterable[ImportanceFormat]:
     from quantry_gguf.imatrix_gguf import GgufImatrix
 
     return [LegacyImatrix(), GgufImatrix(), Cimatrix()]
+
+
+@hookimpl
+def quantry_adapter_formats() -> Iterable[AdapterFormat]:
+    from quantry_gguf.adapter import GgufLora
+
+    return [GgufLora()]
