@@ -61,7 +61,7 @@ def test_tokens_equal_greedy_generate(tiny):
         ([], 2, "-p TEXT"),
         (["-p", "x", "-i"], 2, "-p TEXT"),
         (["-i", "--json"], 2, "-p TEXT"),
-        (["-p", "x", "--adapter", "lora"], 2, "quantry-peft"),
+        (["-p", "x", "--adapter", "lora"], 2, "does not exist"),
         (["-p", "x", "--temperature", "-1"], 2, "temperature"),
         (["-p", "x", "-n", "0"], 2, "-n"),
         (["-p", "x", "--numerics", "sloppy"], 2, "numerics"),

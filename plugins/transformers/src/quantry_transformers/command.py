@@ -8,8 +8,6 @@ from typing import Any
 
 import click
 
-from quantry import UsageError
-
 __all__ = ["run"]
 
 _EPILOG = """\b
@@ -17,6 +15,7 @@ Examples:
   quantry run model.gguf -p "The capital of France is" -n 32
   quantry run ./uqff-folder -i --temperature 0.7 --top-p 0.9 --seed 1
   quantry run ./hf-folder --isq q4k -p "Hello" --json
+  quantry run model.gguf --adapter lora.gguf --adapter ./peft-folder=0.5 -p "Hello"
 """
 
 
@@ -42,7 +41,12 @@ Examples:
 @click.option("--seed", type=int, default=0, show_default=True, help="Equal seeds give equal text.")
 @click.option("--device", default="cpu", show_default=True, metavar="D")
 @click.option("--isq", metavar="TYPE", help="Quantize dense weights to TYPE while loading.")
-@click.option("--adapter", metavar="PATH", help="A LoRA adapter (needs quantry-peft).")
+@click.option(
+    "--adapter",
+    multiple=True,
+    metavar="PATH[=SCALE]",
+    help="Add a LoRA: a GGUF file or a PEFT folder. May be repeated.",
+)
 @click.option(
     "--numerics", type=click.Choice(["exact", "strict", "fast"]), default="strict", show_default=True
 )
@@ -60,10 +64,6 @@ def run(model: str, prompt: str | None, interactive: bool, as_json: bool, **opti
     """
     if (prompt is None) != interactive or (interactive and as_json):
         raise click.UsageError("give either -p TEXT, with or without --json, or -i")
-    if options.pop("adapter") is not None:
-        raise UsageError(
-            "--adapter needs quantry-peft, which is not installed", hint="pip install quantry-peft"
-        )
     count, raw = options.pop("tokens"), options.pop("raw")
     from quantry_transformers.generate import Sampling
     from quantry_transformers.session import open_session
@@ -101,6 +101,12 @@ def _read_line() -> str | None:
 
 def _summary(report: dict[str, Any]) -> None:
     kernels = ", ".join(f"{name} ×{count}" for name, count in report["kernels"].items())
+    for a in report["adapters"]:
+        click.echo(
+            f"adapter {a['path']}: rank {a['rank']}, {a['weights']} weights, {a['bytes'] / 1e6:.1f} MB,"
+            f" scale {a['scale']:g}",
+            err=True,
+        )
     click.echo(
         f"{len(report['tokens'])} tokens, {report['decode_tok_s']:.1f} tok/s"
         f" ({report['prefill_tok_s']:.0f} prompt);"

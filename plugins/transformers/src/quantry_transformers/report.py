@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from quantry import PackedModule
+from quantry import AdaptedEmbedding, AdaptedExperts, AdaptedLinear, PackedModule
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["kernels_in_use", "weights_bytes"]
+__all__ = ["adapters_in_use", "kernels_in_use", "weights_bytes"]
 
 
 def kernels_in_use(model: PreTrainedModel) -> dict[str, int]:
@@ -28,7 +29,14 @@ def kernels_in_use(model: PreTrainedModel) -> dict[str, int]:
     return dict(counts.most_common())
 
 
+def adapters_in_use(model: PreTrainedModel) -> list[dict[str, Any]]:
+    """Path, scale, rank, changed weights and bytes of each adapter."""
+    return [asdict(report) for report in getattr(model, "quantry_adapters", ())]
+
+
 def weights_bytes(model: PreTrainedModel) -> int:
-    """Bytes of all parameters and buffers as they are stored, each storage once."""
-    tensors = {t.data_ptr(): t.nbytes for t in (*model.parameters(), *model.buffers()) if not t.is_meta}
-    return sum(tensors.values())
+    """Bytes of all parameters and buffers as they are stored, each storage once, adapters left out."""
+    adapted = (AdaptedLinear, AdaptedEmbedding, AdaptedExperts)
+    added = {t for m in model.modules() if isinstance(m, adapted) for t in m.buffers(recurse=False)}
+    stored = [t for t in (*model.parameters(), *model.buffers()) if not t.is_meta and t not in added]
+    return sum({t.data_ptr(): t.nbytes for t in stored}.values())

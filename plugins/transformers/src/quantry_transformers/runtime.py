@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from quantry import HeaderError, Runtime, UsageError
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig
 
-    from quantry import Calibrated, Checkpoint, Exported, Observer, Role
+    from quantry import Adapter, Calibrated, Checkpoint, Exported, Observer, Role
     from quantry_transformers.weights import HfWeights
 
 __all__ = ["TransformersRuntime"]
@@ -50,11 +50,13 @@ class TransformersRuntime(Runtime):
         numerics: Literal["exact", "strict", "fast"] = "strict",
         reference: bool = False,
         isq: str | None = None,
+        adapters: Sequence[Adapter] = (),
         trust_remote_code: bool = False,
     ) -> tuple[Any, Any]:
         """(model, tokenizer). dtype None: the checkpoint's if all is dense, else float32 (CPU), bfloat16."""
         from quantry import prepare, registry, use
-        from quantry_transformers.build import build_model
+        from quantry_transformers.adapters import attach, changes_of
+        from quantry_transformers.build import blueprint
         from quantry_transformers.generation import generation_config
         from quantry_transformers.placing import Placing
         from quantry_transformers.tokenizer import load_tokenizer
@@ -66,9 +68,13 @@ class TransformersRuntime(Runtime):
         # first, so that what it needs for a moment is given back before the weights are there
         tokenizer = load_tokenizer(checkpoint, trust_remote_code)
         with use(numerics=numerics, reference="allow" if reference else "deny"):
-            model = build_model(config, weights, Placing(dtype, device, isq), trust_remote_code)
+            plan = blueprint(config, weights, dtype, trust_remote_code)
+            model = plan.model
+            changes = changes_of(adapters, checkpoint, model, dtype)  # before the weights, which take long
+            plan.fill(Placing(dtype, device, isq))
             model.generation_config = generation_config(checkpoint, config, tokenizer)
             prepare(model, dtype, numerics, reference)
+            attach(model, changes, dtype, device)
         return model, tokenizer
 
     def calibrate(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from quantry import UsageError, load_model, peak_rss_bytes
 from quantry_transformers.generate import Generation, Sampling, TextStream, compile_steps
 from quantry_transformers.prompt import Conversation
-from quantry_transformers.report import kernels_in_use, weights_bytes
+from quantry_transformers.report import adapters_in_use, kernels_in_use, weights_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -76,6 +76,7 @@ class Session:
             "decode_tok_s": round(generation.decode_tok_s, 2),
             "peak_rss_bytes": peak_rss_bytes(),
             "weights_bytes": weights_bytes(self.model),
+            "adapters": adapters_in_use(self.model),
             "kernels": kernels_in_use(self.model),
             "numerics": self.numerics,
             "device": self.device,
