@@ -4,13 +4,27 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 if TYPE_CHECKING:
     from quantry.isq_remote import RemoteWork
 
-__all__ = ["Executor", "TaskDone"]
+__all__ = ["Batch", "Executor", "TaskDone", "Workers"]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Tasks for one worker with one core; in the source they are neighbours.
+
+    tensor: where they begin, for messages. memory_bytes: of weights that a worker holds for them at once,
+    beside the process itself.
+    """
+
+    tasks: tuple[int, ...]
+    tensor: str
+    memory_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,19 +35,30 @@ class TaskDone:
     replaced: int = 0
 
 
+class Workers(Protocol):
+    """Processes, on any machines that share the storage of source and output."""
+
+    def run(
+        self, work: RemoteWork, batches: Sequence[Batch], done: Callable[[Sequence[TaskDone]], None]
+    ) -> None:
+        """Have every batch done, in any order, and tell of each on this thread.
+
+        work: picklable; `work.open()` on the other side gives what does a batch by its tasks. A batch whose
+        worker died is done again; its bytes are the same. Raises what the first failing batch raised; after
+        that, no more of them are begun.
+        """
+
+
 class Executor(ABC):
-    """Runs tasks of one plan elsewhere: each reads from and writes to shared storage by position."""
+    """Runs batches of one plan elsewhere: each reads from and writes to shared storage by position."""
 
     name: ClassVar[str]
 
     @abstractmethod
-    def run(
-        self, work: RemoteWork, tasks: Sequence[int], done: Callable[[TaskDone], None], address: str | None
-    ) -> None:
-        """Have every task done, in any order, and tell of each.
+    def connect(self, address: str | None = None, jobs: int | None = None) -> AbstractContextManager[Workers]:
+        """Workers for the length of a run.
 
-        work: picklable; `work.open()` on the other side gives what does a task by its number. A task whose
-        worker died is done again; its bytes are the same. address: of the cluster, None for the executor's
-        own choice. Raises what the first failing task raised, UsageError for an address that does not
-        answer.
+        address: of the cluster, None for the executor's own choice. jobs: batches in work at a time, None for
+        as many as there are cores. Raises UsageError for an address that does not answer, PluginError where
+        the executor cannot run here.
         """

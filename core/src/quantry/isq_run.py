@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, get_args
 
 from quantry.bounded import run_bounded
 from quantry.dtypes import ITEM_BYTES
 from quantry.errors import QuantryError, UsageError, nearest
+from quantry.executor import Batch, TaskDone
 from quantry.format import WeightSource
 from quantry.isq_checks import importance_of, packed, replace_nan
 from quantry.isq_journal import Journal
@@ -25,16 +26,32 @@ from quantry.uqff_output import OutputWriter, is_row_wise
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["NanPolicy", "Progress", "RunOptions", "check_memory", "run_plan", "write_residual"]
+__all__ = [
+    "Elsewhere",
+    "NanPolicy",
+    "Packing",
+    "Progress",
+    "RunOptions",
+    "check_memory",
+    "run_plan",
+    "tasks_of",
+    "write_residual",
+]
 
 Progress = Callable[[int, int, str, int], None]
 """Told (source bytes done, source bytes in all, tensor, tensors done) after each block, one at a time."""
+
+Elsewhere = Callable[[Sequence[Batch], Callable[[Sequence[TaskDone]], None]], None]
+"""Has batches done by other processes, which write to the same files, and tells of each."""
 
 NanPolicy = Literal["refuse", "zero"]
 
 _BLOCK_BYTES = 8 << 20  # of float32 per task: large enough that calls do not count, small beside a tensor
 _FLIGHT_BYTES = 200 << 20  # of blocks being worked on, whatever the number of workers
 _KEPT_BYTES = 64 << 20  # of memory that the process holds beside blocks
+_BATCH_BYTES = 128 << 20  # of source per batch: against seconds of work, a call and a flush do not count
+_BATCHES = 64  # at least, where there are tasks for it: workers shall end at about the same time
+_BATCH_JOBS = 2  # threads for a batch on one core: one reads or writes while the other packs
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +83,7 @@ class RunOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class _Task:
+class Task:
     """Rows of one source tensor on their way to rows of one layer; rows None: the whole tensor at once."""
 
     number: int
@@ -76,6 +93,11 @@ class _Task:
     last: bool
 
     @property
+    def starts_layer(self) -> bool:
+        """Whether it is the first of several that make a layer."""
+        return self.part == 0 and self.rows is not None and self.rows.start == 0
+
+    @property
     def elements(self) -> int:
         """Weights it packs."""
         if self.rows is None:
@@ -83,11 +105,16 @@ class _Task:
         return self.row_count * self.tensor.layer.shape[-1]
 
     @property
+    def source_bytes(self) -> int:
+        """Bytes it reads."""
+        return _source_bytes(self.tensor, self.elements)
+
+    @property
     def cost(self) -> int:
         """Bytes in memory while it runs: source block, float32 copy, packed block."""
         layer, elements = self.tensor.layer, self.elements
         made: int = layer.layout.nbytes(layer.shape) * elements // max(1, math.prod(layer.shape))
-        return _source_bytes(self.tensor, elements) + 4 * elements + made
+        return self.source_bytes + 4 * elements + made
 
     @property
     def first_row(self) -> int:
@@ -109,7 +136,7 @@ def check_memory(plan: Plan, options: RunOptions) -> None:
     if options.max_memory is None:
         return
     free = options.flight_bytes()
-    largest = max(_tasks(plan), key=lambda task: task.cost, default=None)
+    largest = max(tasks_of(plan), key=lambda task: task.cost, default=None)
     if largest is not None and largest.cost > free:
         need = rss_bytes() + _KEPT_BYTES + largest.cost
         raise UsageError(
@@ -127,27 +154,35 @@ def run_plan(
     progress: Progress | None = None,
     journal: Journal | None = None,
     stem: str = "",
+    elsewhere: Elsewhere | None = None,
 ) -> None:
     """Quantize every planned tensor into `out`. The result does not depend on the number of workers.
 
-    journal: of finished tasks, by the output's `stem`; those of an earlier run are not done again. Raises
-    ValueDomainError naming tensor, row and column of a NaN or Inf. The first failure stops the others.
+    journal: of finished tasks, by the output's `stem`; those of an earlier run are not done again. elsewhere:
+    who does the work instead of threads of this process. Raises ValueDomainError naming tensor, row and
+    column of a NaN or Inf. The first failure stops the others.
     """
     options = options or RunOptions()
     journal = journal or Journal(None)
     done = journal.done(stem) if out.found else set()
-    run = _Run(source, out, options, _Meter(plan, progress), journal)
+    packing, ledger = Packing(source, out, options), _Ledger(plan, out, options, progress, journal)
 
-    def missing() -> Iterator[_Task]:
-        for task in _tasks(plan):
+    def missing() -> Iterator[Task]:
+        for task in tasks_of(plan):
+            if task.starts_layer:
+                out.write_facts(task.tensor.layer.key)
             if task.number in done:
-                run.skip(task)
+                ledger.found(task)
             else:
                 yield task
 
     with journal.recording(stem, out.sync):
-        budget = options.flight_bytes()
-        run_bounded(missing(), run.work, lambda task: task.cost, budget=budget, jobs=options.jobs)
+        if elsewhere is None:
+            packing.run(missing(), ledger.wrote, options.jobs)
+        else:
+            tasks = {task.number: task for task in missing()}
+            out.sync()  # others see the files as they are on the disk
+            elsewhere(_batches(list(tasks.values())), lambda done: ledger.told(tasks, done))
     for tensor in plan.tensors:
         if tensor.bias is not None:
             out.write_bias(tensor.layer.key, source.load(tensor.bias).buffers["weight"])
@@ -164,20 +199,41 @@ def write_residual(plan: Plan, source: WeightSource, writer: StreamWriter) -> No
             writer.write(name, source.load(name, rows).buffers["weight"], rows.start * row_bytes)
 
 
-def _tasks(plan: Plan) -> Iterator[_Task]:
+def tasks_of(plan: Plan) -> Iterator[Task]:
+    """The work, in the order of the source; numbers count from 0."""
     number = 0
     for tensor in plan.tensors:
         block = _block_rows(tensor)
         if block is None:
-            yield _Task(number, tensor, 0, None, True)
+            yield Task(number, tensor, 0, None, True)
             number += 1
             continue
         parts, size = len(tensor.sources), tensor.source_shape[0]
         for part in range(parts):
             for rows in _slices(size, block):
                 last = part == parts - 1 and rows.stop == size
-                yield _Task(number, tensor, part, rows, last)
+                yield Task(number, tensor, part, rows, last)
                 number += 1
+
+
+def _batches(tasks: Sequence[Task]) -> list[Batch]:
+    """Neighbours together, so that a worker reads a tensor on and on."""
+    size = min(_BATCH_BYTES, sum(task.source_bytes for task in tasks) // _BATCHES)
+    groups: list[list[Task]] = []
+    held = 0
+    for task in tasks:
+        if not groups or held + task.source_bytes > size:
+            groups.append([])
+            held = 0
+        groups[-1].append(task)
+        held += task.source_bytes
+    return [_batch(group) for group in groups]
+
+
+def _batch(tasks: Sequence[Task]) -> Batch:
+    largest = max(task.cost for task in tasks)
+    memory = max(largest, min(_BATCH_JOBS * largest, _FLIGHT_BYTES))
+    return Batch(tuple(task.number for task in tasks), f"{tasks[0].tensor.layer.key}.weight", memory)
 
 
 def _block_rows(tensor: PlannedTensor) -> int | None:
@@ -195,69 +251,66 @@ def _slices(size: int, step: int) -> Iterator[slice]:
     return (slice(start, min(start + step, size)) for start in range(0, size, step))
 
 
-class _Run:
-    """What the workers share."""
+class Packing:
+    """Reads, packs and writes blocks: in this process, or for another whose output `out` has joined."""
 
-    def __init__(
-        self, source: WeightSource, out: OutputWriter, options: RunOptions, meter: _Meter, journal: Journal
-    ) -> None:
+    def __init__(self, source: WeightSource, out: OutputWriter, options: RunOptions) -> None:
         self._source, self._out, self._options = source, out, options
-        self._meter, self._journal = meter, journal
-        self._lock = threading.Lock()
 
-    def work(self, task: _Task) -> None:
-        """Read, pack and write one block."""
+    def run(self, tasks: Iterable[Task], wrote: Callable[[Task, int], None], jobs: int | None) -> None:
+        """Do tasks within the bound of memory, on `jobs` threads, and tell of each on its thread.
+
+        wrote: told the task, and how many NaN and Inf became 0.
+        """
+
+        def work(task: Task) -> None:
+            wrote(task, self._write(task))
+
+        budget = self._options.flight_bytes()
+        run_bounded(tasks, work, lambda task: task.cost, budget=budget, jobs=jobs)
+
+    def run_batch(self, tasks: Sequence[Task]) -> list[TaskDone]:
+        """Do the tasks of a batch on one core; when this returns, their bytes are on the disk."""
+        done: list[TaskDone] = []
+        self.run(tasks, lambda task, replaced: done.append(TaskDone(task.number, replaced)), _BATCH_JOBS)
+        self._out.sync()
+        return done
+
+    def _write(self, task: Task) -> int:
         layer, name = task.tensor.layer, task.tensor.sources[task.part]
         try:
             if task.rows is None:
-                self._out.write_layer(layer.key, self._packed(task, self._whole(task), 0))
+                qt, replaced = self._packed(task, self._whole(task), 0)
+                self._out.write_layer(layer.key, qt)
             else:
-                self._facts(task)
-                block = self._source.load(name, task.rows)
-                self._out.write_rows(layer.key, self._packed(task, block, task.first_row), task.first_row)
+                qt, replaced = self._packed(task, self._source.load(name, task.rows), task.first_row)
+                self._out.write_rows(layer.key, qt, task.first_row)
         except QuantryError as e:
             e.tensor = e.tensor or name
             raise
-        self._journal.add(task.number)
-        self._meter.advance(task)
+        return replaced
 
-    def skip(self, task: _Task) -> None:
-        """Count a block that an earlier run wrote."""
-        layer = task.tensor.layer
-        if task.rows is None:
-            self._out.mark_layer(layer.key)
-        else:
-            self._facts(task)
-            self._out.mark_rows(layer.key, task.first_row, task.row_count)
-        self._meter.advance(task)
-
-    def _whole(self, task: _Task) -> QuantizedTensor:
+    def _whole(self, task: Task) -> QuantizedTensor:
         """The source of a layer, of its own memory: pages of a mapped file would stay until the end."""
         tensor = task.tensor
         rows = slice(0, tensor.source_shape[0]) if isinstance(tensor.source_layout, Dense) else None
         return _stack([self._source.load(name, rows) for name in tensor.sources], tensor.layer.shape)
 
-    def _facts(self, task: _Task) -> None:
-        if task.part == 0 and task.rows is not None and task.rows.start == 0:
-            self._out.write_facts(task.tensor.layer.key)
-
-    def _packed(self, task: _Task, block: QuantizedTensor, first_row: int) -> QuantizedTensor:
+    def _packed(self, task: Task, block: QuantizedTensor, first_row: int) -> tuple[QuantizedTensor, int]:
         quantizer, layer = task.tensor.quantizer, task.tensor.layer
         if quantizer is None:
             rewrite = task.tensor.rewrite
-            return block if rewrite is None else rewrite.apply(block)
+            return (block if rewrite is None else rewrite.apply(block)), 0
         name = f"{layer.key}.weight"
         weight = block.buffers["weight"] if isinstance(block.layout, Dense) else block.dequantize()
+        replaced = 0
         if self._options.nan_policy == "zero":
-            weight, count = replace_nan(weight)
-            if count:
-                with self._lock:
-                    self._options.replaced[name] = self._options.replaced.get(name, 0) + count
+            weight, replaced = replace_nan(weight)
         importance = importance_of(self._options.importance, quantizer, name, layer.shape)
         if importance is not None and importance.dim() == 2 and task.rows is not None:
             expert = task.part if len(task.tensor.sources) > 1 else task.rows.start
             importance = importance[expert] if weight.dim() == 2 else importance[expert : expert + 1]
-        return packed(quantizer, weight, layer.layout, importance, first_row, name)
+        return packed(quantizer, weight, layer.layout, importance, first_row, name), replaced
 
 
 def _stack(parts: list[QuantizedTensor], shape: Shape) -> QuantizedTensor:
@@ -269,18 +322,46 @@ def _stack(parts: list[QuantizedTensor], shape: Shape) -> QuantizedTensor:
     return QuantizedTensor(parts[0].layout, shape, buffers)
 
 
-class _Meter:
-    """Counts source bytes and finished tensors, and tells."""
+class _Ledger:
+    """What is done: covered in the output, kept in the journal, counted and told."""
 
-    def __init__(self, plan: Plan, progress: Progress | None) -> None:
-        self._progress = progress
+    def __init__(
+        self, plan: Plan, out: OutputWriter, options: RunOptions, progress: Progress | None, journal: Journal
+    ) -> None:
+        self._out, self._replaced, self._journal, self._progress = out, options.replaced, journal, progress
         self._lock = threading.Lock()
         self._done = self._tensors = 0
         self._total = sum(_source_bytes(t, math.prod(t.layer.shape)) for t in plan.tensors)
 
-    def advance(self, task: _Task) -> None:
+    def wrote(self, task: Task, replaced: int) -> None:
+        """`out` itself wrote a block."""
+        self._journal.add(task.number)
+        self._count(task, replaced)
+
+    def told(self, tasks: Mapping[int, Task], done: Iterable[TaskDone]) -> None:
+        """Another process wrote blocks, which are on the disk."""
+        for each in done:
+            self._cover(tasks[each.number])
+            self.wrote(tasks[each.number], each.replaced)
+
+    def found(self, task: Task) -> None:
+        """An earlier run wrote a block."""
+        self._cover(task)
+        self._count(task, 0)
+
+    def _cover(self, task: Task) -> None:
+        key = task.tensor.layer.key
+        if task.rows is None:
+            self._out.mark_layer(key)
+        else:
+            self._out.mark_rows(key, task.first_row, task.row_count)
+
+    def _count(self, task: Task, replaced: int) -> None:
         with self._lock:
-            self._done += _source_bytes(task.tensor, task.elements)
+            if replaced:
+                name = f"{task.tensor.layer.key}.weight"
+                self._replaced[name] = self._replaced.get(name, 0) + replaced
+            self._done += task.source_bytes
             self._tensors += task.last
             if self._progress is not None:
                 self._progress(self._done, self._total, task.tensor.layer.key, self._tensors)
