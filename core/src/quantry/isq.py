@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,19 +14,21 @@ from typing import TYPE_CHECKING, Any
 from quantry.checkpoint import Checkpoint, open_checkpoint
 from quantry.dtypes import dtype_name
 from quantry.errors import PluginError, ShapeError, UsageError
+from quantry.executor import Workers
 from quantry.format import TensorEntry, WeightSource
 from quantry.importance_files import importance_by_weight
 from quantry.isq_checks import check_finite, importance_of
 from quantry.isq_experts import unfused
 from quantry.isq_journal import Journal, fingerprint
 from quantry.isq_plan import Plan, Selection, label_of, make_plan
+from quantry.isq_remote import RemoteWork
 from quantry.isq_run import NanPolicy, Progress, RunOptions, check_memory, run_plan, write_residual
+from quantry.isq_source import exported
 from quantry.isq_types import TypeChoice, choose_type, resolve_quantizer
 from quantry.plugins import registry
 from quantry.process_memory import peak_rss_bytes
 from quantry.quantizer import Quantizer
 from quantry.roles import is_plain_name
-from quantry.runtime import Exported
 from quantry.staging import StagedFolder
 from quantry.stream import StreamWriter
 from quantry.tensor import QuantizedTensor
@@ -123,6 +128,8 @@ def quantize_checkpoint(
     config: Mapping[str, Any] | None = None,
     files: Mapping[str, Path | bytes] | None = None,
     progress: Progress | None = None,
+    executor: str | None = None,
+    address: str | None = None,
 ) -> IsqResult:
     """Quantize a checkpoint to UQFF, tensor block by tensor block; memory does not grow with the model.
 
@@ -130,9 +137,11 @@ def quantize_checkpoint(
     `x-0.uqff` …) for one type, else a folder (shards `<type>-0.uqff` …). types "keep" writes every weight
     in the type it has. selection: which tensors. config, files: of the model; by default those beside a
     Hugging Face checkpoint, or what a runtime exports from a format with names of its own.
-    jobs: workers, one per core. max_memory: bytes the process may use. nan_policy: "zero" writes 0 for NaN
-    and Inf. device: where a width is to run. portable: as in `make_plan`; without it layouts that mistral.rs
-    does not know go to Quantry's extension of UQFF. dry_run: only plan.
+    jobs: workers, one per core. max_memory: bytes the process, or each worker elsewhere, may use. nan_policy:
+    "zero" writes 0 for NaN and Inf. device: where a width is to run. portable: as in `make_plan`; without it
+    layouts that mistral.rs does not know go to Quantry's extension of UQFF. dry_run: only plan. executor: an
+    installed one by name ("ray"), whose machines do the work; they see model and output under the same
+    paths. address: of its cluster.
 
     The output appears when it is whole; after any failure the folder is as it was. After a kill the same call
     goes on where the killed one was, provided that sources, plan and versions are the same.
@@ -149,19 +158,17 @@ def quantize_checkpoint(
                 "the output would lie among the source's files", file=folder, hint="Choose another folder."
             )
         if source.format.own_names:
-            exported = _exported(source)
-            config, files = config or exported.config, files or exported.files
-            source = exported.weights
+            export = exported(source)
+            config, files = config or export.config, files or export.files
+            source = export.weights
         else:
             config, files = _beside(source, config, files)
     selection = _with_roles(source, selection or Selection())
     weights = unfused(source)
     tied = bool((config or {}).get("tie_word_embeddings"))
     rules: dict[str, Any] = {"tied": tied, "requantize": requantize, "portable": portable}
-    plans = {
-        stem: make_plan(weights, quantizer, selection, shard_bytes=shard_bytes, **rules)
-        for stem, quantizer in stems.items()
-    }
+    rules["shard_bytes"] = shard_bytes
+    plans = {stem: make_plan(weights, quantizer, selection, **rules) for stem, quantizer in stems.items()}
     names_of = {e.name for e in source.entries()} | {f"{k}.weight" for p in plans.values() for k in p.keys}
     importance = importance_by_weight(importance or {}, names_of, whole)
     options = RunOptions(jobs, max_memory, nan_policy, importance)
@@ -169,15 +176,22 @@ def quantize_checkpoint(
     shared = next(iter(plans.values()))  # what is no layer is the same for every type
     resumed = False
     if not dry_run:
-        for plan in plans.values():
+        for plan in plans.values() if executor is None else ():  # workers elsewhere look at their own memory
             check_memory(plan, options)
         key = fingerprint(source, plans, importance, (nan_policy,))
-        with StagedFolder(folder, key) as staged:
+        with _workers(executor, address, jobs, whole) as workers, StagedFolder(folder, key) as staged:
             journal, resumed = Journal(None if key is None else staged.notes), staged.resumed
             for stem, plan in plans.items():
+                elsewhere = None
+                if workers is not None:
+                    assert isinstance(whole, Checkpoint)  # else there are no workers
+                    place = (whole, staged.payload, stem)
+                    work = RemoteWork.of(*place, plan, stems[stem], selection, rules, options)
+                    elsewhere = functools.partial(workers.run, work)
                 layers, limit = plan.layers, plan.shard_bytes
-                with OutputWriter(staged.payload, stem, plan.quant, layers, limit, key is not None) as writer:
-                    run_plan(plan, weights, writer, options, progress, journal, stem)
+                keep = key is not None or elsewhere is not None
+                with OutputWriter(staged.payload, stem, plan.quant, layers, limit, keep) as writer:
+                    run_plan(plan, weights, writer, options, progress, journal, stem, elsewhere)
             with StreamWriter(staged.payload / RESIDUAL, shared.residual, metadata()) as rest:
                 write_residual(shared, weights, rest)
             write_support(staged.payload, config, files or {}, reports)
@@ -190,15 +204,24 @@ def quantize_checkpoint(
     )  # fmt: skip
 
 
-def _exported(ckpt: Checkpoint) -> Exported:
-    for runtime in registry().runtimes:
-        if runtime.why_not(ckpt) is None and (exported := runtime.export(ckpt)) is not None:
-            return exported
-    raise PluginError(
-        f"names its tensors in {ckpt.format.name}'s own way, and no installed runtime knows the model's",
-        file=ckpt.source.path,
-        hint="pip install quantry-transformers",
-    )
+def _workers(
+    executor: str | None, address: str | None, jobs: int | None, model: object
+) -> AbstractContextManager[Workers | None]:
+    """Of an installed executor; None where this process does the work."""
+    if executor is None:
+        return contextlib.nullcontext()
+    found = registry().executors.get(executor)
+    if found is None:
+        broken = [f"{p.name}: {p.error}" for p in registry().failures]
+        raise PluginError(
+            f"no executor {executor!r} is installed",
+            hint="\n".join([f'pip install "quantry[{executor}]"', *broken]),
+        )
+    if not isinstance(model, Checkpoint):
+        raise UsageError(
+            "workers elsewhere open the model by its path", hint="Give the path, not weights in memory."
+        )
+    return found.connect(address, jobs)
 
 
 def _choices(names: Sequence[str], device: str) -> dict[str, TypeChoice]:

@@ -18,7 +18,7 @@ from quantry.plugins import registry
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Journal", "fingerprint"]
+__all__ = ["Journal", "fingerprint", "plan_digest"]
 
 _SECONDS = 2.0  # between two flushes: what a power cut costs
 
@@ -105,11 +105,19 @@ def fingerprint(
         stat = (source.source.root / name).stat()
         put(name, stat.st_size, stat.st_mtime_ns)
     for stem, plan in plans.items():
-        put(stem, plan.quant, plan.shard_bytes)
-        for tensor in plan.tensors:
-            layer = tensor.layer
-            quantizer = None if tensor.quantizer is None else tensor.quantizer.name
-            put(layer.key, layer.codec.tag, layer.layout, layer.shape, tensor.sources, quantizer, layer.bias)
+        put(stem, plan_digest(plan))
     for name, values in sorted((importance or {}).items()):
         put(name, hashlib.sha256(values.detach().cpu().float().numpy().tobytes()).hexdigest())
+    return digest.hexdigest()
+
+
+def plan_digest(plan: Plan) -> str:
+    """Equal for plans whose outputs, of equal sources, are equal byte by byte."""
+    digest = hashlib.sha256(json.dumps([plan.quant, plan.shard_bytes]).encode())
+    for tensor in plan.tensors:
+        layer = tensor.layer
+        quantizer = None if tensor.quantizer is None else tensor.quantizer.name
+        source = tensor.source_layout, tensor.source_shape, tensor.sources
+        facts = layer.key, layer.codec.tag, layer.layout, layer.shape, layer.bias, quantizer, source
+        digest.update(json.dumps(facts, default=str).encode() + b"\n")
     return digest.hexdigest()

@@ -83,7 +83,8 @@ class StreamWriter:
     QuantryError when the disk is full or the target cannot be written, UsageError when bytes are missing.
 
     resume: in a folder of its own, keep what an earlier writer of the same specs left there; `found` tells
-    whether there was something, and `mark` counts its bytes as written.
+    whether there was something, and `mark` counts its bytes as written. join: write into what another
+    process makes so with `resume`, on whatever machine; that one completes or removes the file.
     """
 
     def __init__(
@@ -92,14 +93,20 @@ class StreamWriter:
         specs: Mapping[str, BufferSpec],
         metadata: Mapping[str, str] | None = None,
         resume: bool = False,
+        join: bool = False,
     ) -> None:
         self.path = path
+        self._joined = join
         self._specs = dict(specs)
         head, self._offsets = header_bytes(self._specs, metadata)
         self._spans: dict[str, list[tuple[int, int]]] = {name: [] for name in self._specs}
         self._lock = threading.Lock()
-        self._temporary = path.with_name(f"{path.name}.part" if resume else temporary_name(path.name))
+        fixed = resume or join
+        self._temporary = path.with_name(f"{path.name}.part" if fixed else temporary_name(path.name))
         self._size = len(head) + sum(spec.nbytes for spec in self._specs.values())
+        if join:
+            self.found, self._fd = True, _open_part(self._temporary, self._size)
+            return
         with os_errors(path):
             if resume and path.exists():  # it was complete; others of its output were not
                 path.replace(self._temporary)
@@ -160,9 +167,17 @@ class StreamWriter:
         """Flush what was written to the disk."""
         with os_errors(self.path):
             os.fsync(self._fd)
+            if self._joined and hasattr(
+                os, "posix_fadvise"
+            ):  # no one here reads it: the cache is for sources
+                os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def close(self) -> None:
         """Check that every byte was written once, flush to the disk, and give the file its name."""
+        if self._joined:
+            self.sync()
+            self.abort()
+            return
         for name, spans in self._spans.items():
             _check_cover(spans, self._specs[name].nbytes, self.path, name)
         with os_errors(self.path):
@@ -173,11 +188,12 @@ class StreamWriter:
             sync_folder(self.path.parent)
 
     def abort(self) -> None:
-        """Remove what was written."""
+        """Remove what was written; a file that was joined is only let go."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-        self._temporary.unlink(missing_ok=True)
+        if not self._joined:
+            self._temporary.unlink(missing_ok=True)
 
 
 def temporary_name(name: str) -> str:
@@ -213,6 +229,17 @@ def _write_at(fd: int, payload: memoryview, offset: int) -> None:
     done = 0
     while done < payload.nbytes:  # a write may be short: Linux stops at 2 GiB
         done += os.pwrite(fd, payload[done:], offset + done)
+
+
+def _open_part(path: Path, size: int) -> int:
+    # write-only: on NFS a page that was read may be written back whole, over what other machines put beside
+    with os_errors(path):
+        fd = os.open(path, os.O_WRONLY | getattr(os, "O_BINARY", 0))
+    found = os.fstat(fd).st_size
+    if found != size:
+        os.close(fd)
+        raise UsageError(f"has {found} bytes, {size} are planned", file=path)
+    return fd
 
 
 def _reserve(fd: int, size: int) -> None:

@@ -176,7 +176,10 @@ def report_of(stem: str, quant: str, layers: Sequence[PlannedLayer], shards: int
 
 
 class OutputWriter:
-    """The shards of one output, written in any order and from several threads. Use as a context."""
+    """The shards of one output, written in any order and from several threads. Use as a context.
+
+    resume, join: as in `StreamWriter`.
+    """
 
     def __init__(
         self,
@@ -186,6 +189,7 @@ class OutputWriter:
         layers: Sequence[PlannedLayer],
         shard_bytes: int = SHARD_BYTES,
         resume: bool = False,
+        join: bool = False,
     ) -> None:
         self.layers = {layer.key: layer for layer in layers}
         self._row_bytes: dict[str, Mapping[str, int]] = {}
@@ -195,15 +199,19 @@ class OutputWriter:
         self._writer_of: dict[str, StreamWriter] = {}
         try:
             for name, specs in zip(self.report.shards, shards, strict=True):
-                self._writers.append(StreamWriter(folder / name, specs, metadata(layers), resume))
+                self._writers.append(StreamWriter(folder / name, specs, metadata(layers), resume, join))
                 self._writer_of |= dict.fromkeys(specs, self._writers[-1])
-            for key, number in zip(VERSION_KEYS, VERSION, strict=True):
-                self._write(key, number.to_bytes(4, "little"))
-            for layer in layers:
-                self._write(f"{layer.key}.weight.format", bytes([layer.codec.tag]))
+            if not join:
+                self._write_tags()
         except BaseException:
             self.abort()
             raise
+
+    def _write_tags(self) -> None:
+        for key, number in zip(VERSION_KEYS, VERSION, strict=True):
+            self._write(key, number.to_bytes(4, "little"))
+        for key, layer in self.layers.items():
+            self._write(f"{key}.weight.format", bytes([layer.codec.tag]))
 
     def __enter__(self) -> OutputWriter:
         return self

@@ -21,6 +21,7 @@ Examples:
   quantry quantize ./hf-folder --isq q4k -o out.uqff
   quantry quantize ./hf-folder --isq q4k,q8_0 -o folder
   quantry quantize ./hf-folder --isq 4 -o out.uqff --dry-run
+  quantry quantize /shared/hf-folder --isq q4k -o /shared/out.uqff --ray head:6379
   quantry quantize model.gguf --isq keep -o out.uqff      as UQFF, every weight in the type it has
 """
 
@@ -45,7 +46,7 @@ Examples:
     type=click.IntRange(min=1),
     help="Workers; one per core by default. The bytes do not depend on it.",
 )
-@click.option("--max-memory", metavar="SIZE", help="Bound of the process's memory: 800MB, 2GB.")
+@click.option("--max-memory", metavar="SIZE", help="Bound of a process's memory: 800MB, 2GB.")
 @click.option(
     "--nan-policy", type=click.Choice(["refuse", "zero"]), default="refuse", show_default=True,
     help="NaN and Inf among the weights: refuse, naming the first, or write 0 and count them.",
@@ -58,13 +59,17 @@ Examples:
     "--portable", is_flag=False, flag_value="exact", metavar="[TYPE]",
     help="Only what mistral.rs reads: rewritten exactly, else quantized anew to TYPE.",
 )  # fmt: skip
+@click.option(
+    "--ray", is_flag=False, flag_value="auto", metavar="[ADDRESS]",
+    help="A Ray cluster does it, which sees the same files: HOST:PORT, RAY_ADDRESS, or one made for the run.",
+)  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Plan only: exact sizes and what falls back, nothing written.")
 @json_option
 def command(
     model: str, more: tuple[str, ...], out: str, isq: tuple[str, ...], imatrix: str | None,
     topology: str | None, organization: Organization, include: tuple[str, ...], exclude: tuple[str, ...],
     jobs: int | None, max_memory: str | None, nan_policy: NanPolicy, device: str, requantize: bool,
-    portable: str | None, dry_run: bool, as_json: bool,
+    portable: str | None, ray: str | None, dry_run: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Quantize MODEL to UQFF, tensor block by tensor block: memory does not grow with the model.
 
@@ -82,6 +87,7 @@ def command(
             model, out, types, importance=importance, selection=selection, jobs=jobs,
             max_memory=None if max_memory is None else parse_size(max_memory), nan_policy=nan_policy,
             device=device, requantize=requantize, portable=portable, dry_run=dry_run, progress=tick,
+            executor=None if ray is None else "ray", address=ray,
         )  # fmt: skip
     if as_json:
         print_json(done.as_json())
