@@ -8,6 +8,7 @@ NATIVE := plugin_gguf plugin_afq_metal plugin_fp8 plugins/hqq plugins/mx plugins
 JOBS   ?= $(shell nproc)
 COMMA  := ,
 TORCH  := torch==2.13.0
+LLAMA  := -DGGML_NATIVE=ON -DLLAMA_CURL=OFF -DMTMD_BUILD=OFF
 
 # uv reads no pip settings: hand over where wheels lie
 export UV_FIND_LINKS ?= $(subst $() ,$(COMMA),$(PIP_FIND_LINKS))
@@ -41,8 +42,8 @@ demo: setup
 
 test: lint pytest
 
-# What needs the package mistralrs, or environments of its own; after `make test` in CI
-test-more: setup
+# What needs the packages mistralrs or llama-cpp-python, or environments of its own; after `make test` in CI
+test-more: setup .venv/.llama
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m "peer or wheel"
 
 lint: setup
@@ -74,9 +75,14 @@ bench-isq: setup
 	$(BIN)/python benchmarks/isq.py --rounds 3
 	cd benchmarks && ../$(BIN)/python quality.py
 
+# llama.cpp, built: what loads our GGUF files and quantizes beside us
+.venv/.llama: .venv/.torch constraints.txt
+	CMAKE_ARGS="$(LLAMA)" $(UV) pip install -q llama-cpp-python
+	@touch $@
+
 # What `quantry bench --peers` compares with; builds llama.cpp. gptqmodel asks for a torch of its own: only its source is used
 peers: setup
-	CMAKE_ARGS="-DGGML_NATIVE=ON -DLLAMA_CURL=OFF -DMTMD_BUILD=OFF" $(UV) pip install -q -r requirements-peers.txt
+	CMAKE_ARGS="$(LLAMA)" $(UV) pip install -q -r requirements-peers.txt
 	$(UV) pip install -q --no-deps --no-build-isolation gptqmodel==7.7.0
 
 # AddressSanitizer and UBSan over the native tests (the sanitizer stands in for OpenMP: that test is left out)
