@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 
 VOCAB = 96
 _BASE = {
@@ -76,6 +77,34 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Tiny]:
         return found
 
     return make
+
+
+@pytest.fixture(scope="session")
+def hf_folder() -> Callable[[Path, Any], Any]:
+    """hf_folder(path, config): a model of random weights, saved at `path` with a tokenizer of letters."""
+
+    def make(path: Path, config: Any) -> Any:
+        torch.manual_seed(len(config.model_type))
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+        with torch.no_grad():
+            for p in model.parameters():
+                p.normal_(0, 0.3 if p.dim() == 1 else 1 / math.sqrt(p.shape[-1]))
+        model.save_pretrained(path)
+        write_letter_tokenizer(path)
+        return model
+
+    return make
+
+
+def write_letter_tokenizer(folder: Path) -> None:
+    """One token a letter, the space 4, the dot 5, a 6, and BOS before a text."""
+    known = ["<pad>", "<s>", "</s>", "<unk>", *" .abcdefghijklmnopqrstuvwxyz"]
+    backend = Tokenizer(models.WordLevel({token: i for i, token in enumerate(known)}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(""), "isolated")
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    backend.save(str(folder / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
 def write_gguf(model: Any, arch: str, path: Path, kind: Any, edit: Callable[..., Any] | None = None) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -15,13 +14,12 @@ import pytest
 import torch
 import transformers
 from numpy.typing import NDArray
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
 
 import quantry
 from quantry.isq import quantize_checkpoint
 from quantry_transformers import calibrate as engine
-from quantry_transformers.importance import SquareSums, collect_importance
+from quantry_transformers.importance import collect_importance
 from quantry_transformers.runtime import TransformersRuntime
 from quantry_transformers.tokenizer import load_tokenizer
 
@@ -48,37 +46,13 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
 Folder = Callable[..., tuple[Path, Any]]
 
 
-def made(name: str, **changes: Any) -> Any:
-    """A model of random weights."""
-    kind, fields = CONFIGS[name]
-    torch.manual_seed(len(name))
-    config = getattr(transformers, kind)(**{**BASE, **fields, **changes})
-    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-    with torch.no_grad():
-        for p in model.parameters():
-            p.normal_(0, 0.3 if p.dim() == 1 else 1 / p.shape[-1] ** 0.5)
-    return model
-
-
-def write_tokenizer(folder: Path) -> None:
-    """One token a letter, BOS before a text."""
-    known = ["<pad>", "<s>", "</s>", "<unk>", *" .abcdefghijklmnopqrstuvwxyz"]
-    backend = Tokenizer(models.WordLevel({token: i for i, token in enumerate(known)}, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.Split(Regex(""), "isolated")
-    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    backend.save(str(folder / "tokenizer.json"))
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-
-
 @pytest.fixture
-def folder(tmp_path: Path) -> Folder:
+def folder(tmp_path: Path, hf_folder: Callable[..., Any]) -> Folder:
     """folder(name, **changes): a saved model with its tokenizer, and the model."""
 
     def make(name: str, **changes: Any) -> tuple[Path, Any]:
-        model = made(name, **changes)
-        model.save_pretrained(tmp_path / name)
-        write_tokenizer(tmp_path / name)
+        kind, fields = CONFIGS[name]
+        model = hf_folder(tmp_path / name, getattr(transformers, kind)(**{**BASE, **fields, **changes}))
         return tmp_path / name, model
 
     return make
@@ -293,28 +267,6 @@ def test_the_head_may_be_left_out(folder: Folder) -> None:
         path, _ = folder(name)
         assert head in collect_importance(path, TEXT, chunk_tokens=CHUNK).weights
         assert head not in collect_importance(path, TEXT, chunk_tokens=CHUNK, output_head=False).weights
-
-
-def test_an_expert_without_tokens_has_ones_and_count_zero() -> None:
-    sums = SquareSums()
-    x = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
-    sums(("a.weight",), x, torch.tensor([2, 0, 2]))
-    weights, counts = sums.means({"a.weight": 5})
-    assert weights["a.weight"].tolist() == [[9, 16], [1, 1], [13, 20], [1, 1], [1, 1]]
-    assert counts["a.weight"].tolist() == [1, 0, 2, 0, 0]
-
-
-def test_squares_beyond_float32_are_summed_and_nan_is_refused_by_name() -> None:
-    sums = SquareSums()
-    sums(("a.weight",), torch.tensor([[3e19, 1.0], [3e19, 1.0]]), None)
-    sums(("a.weight",), torch.tensor([[0.0, 4.0]]), None)
-    values, counts = sums.means({})
-    assert torch.allclose(values["a.weight"], torch.tensor([6e38, 6.0]))
-    assert counts["a.weight"].tolist() == [3]
-    for bad in (float("nan"), float("inf")):
-        with pytest.raises(quantry.ValueDomainError, match="column 1") as e:
-            sums(("b.weight", "c.weight"), torch.tensor([[0.0, bad]]), None)
-        assert e.value.tensor == "b.weight"
 
 
 def test_nan_among_weights_is_refused_by_the_first_weight_it_reaches(folder: Folder) -> None:

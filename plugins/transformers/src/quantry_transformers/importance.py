@@ -14,6 +14,7 @@ import quantry
 from quantry import Checkpoint, Importance, UsageError, ValueDomainError, role_of
 from quantry_transformers.calibrate import calibrate
 from quantry_transformers.runtime import TransformersRuntime, configured
+from quantry_transformers.token_chunks import TextTooShort
 from quantry_transformers.weight_names import expert_counts
 
 __all__ = ["SquareSums", "collect_importance", "default_text"]
@@ -47,10 +48,14 @@ def collect_importance(
     if text is None:
         text, datasets = default_text(), (_DEFAULT_TEXT,)
     sums = SquareSums(lambda name: output_head or role_of(name, (1, 1)) not in ("head", "embedding"))
-    done = calibrate(
-        checkpoint, text, sums, chunks=chunks, chunk_tokens=chunk_tokens, device=device, progress=progress,
-        trust_remote_code=trust_remote_code,
-    )  # fmt: skip
+    try:
+        done = calibrate(
+            checkpoint, text, sums, chunks=chunks, chunk_tokens=chunk_tokens, device=device,
+            progress=progress, trust_remote_code=trust_remote_code,
+        )  # fmt: skip
+    except TextTooShort as e:
+        e.file = ", ".join(datasets) or None
+        raise
     _, weights = configured(checkpoint, trust_remote_code)
     means, counts = sums.means(expert_counts(weights.entries()))
     return Importance(means, counts, done.chunks, chunk_tokens, datasets)

@@ -1,4 +1,4 @@
-"""A runtime and the command `quantry run`. Imports neither torch nor transformers."""
+"""A runtime and the commands `quantry run` and `quantry imatrix`. Imports neither torch nor transformers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ def quantry_module_packers() -> Iterable[ModulePacker]:
 
 @hookimpl
 def quantry_commands(cli: click.Group) -> None:
-    """`quantry run`."""
+    """`quantry run` and `quantry imatrix`."""
     from quantry_transformers.command import run
+    from quantry_transformers.imatrix_command import imatrix
 
     cli.add_command(run)
+    cli.add_command(imatrix)

@@ -12,9 +12,13 @@ from quantry import UsageError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["check_chunks", "token_chunks"]
+__all__ = ["TextTooShort", "check_chunks", "token_chunks"]
 
 _CHARACTERS = 32  # no vocabulary's tokens are that long on average
+
+
+class TextTooShort(UsageError):
+    """A text does not fill one chunk."""
 
 
 def check_chunks(chunks: int | None, tokens: int, context: int | None) -> None:
@@ -34,7 +38,7 @@ def token_chunks(tokenizer: PreTrainedTokenizerBase, text: str, chunks: int | No
     """Ids [chunks, tokens]: the text without special tokens, cut; what is left at its end is dropped.
 
     Where the tokenizer begins a text with BOS, it takes the place of each chunk's first token. chunks: at
-    most so many. Raises UsageError for a text that does not fill one.
+    most so many. Raises TextTooShort.
     """
     needed = None if chunks is None else chunks * tokens
     # of a long text only the beginning is read: a cut in it changes tokens near the cut, which are not used
@@ -43,7 +47,7 @@ def token_chunks(tokenizer: PreTrainedTokenizerBase, text: str, chunks: int | No
         ids = _ids(tokenizer, text)
     count = len(ids) // tokens if chunks is None else min(chunks, len(ids) // tokens)
     if not count:
-        raise UsageError(
+        raise TextTooShort(
             f"the text has {len(ids)} tokens, and one chunk needs {tokens}",
             hint="Give a longer text, or shorter chunks.",
         )
