@@ -30,9 +30,10 @@ class GridQuantizer(GgmlQuantizer):
     ) -> Refused | None:
         """Blocks, on as many threads as torch uses."""
         ggml, bad = BY_NAME[self.name], c_int64(-1)
+        tables = _tables(ggml)  # held here: threads that build them at once get tensors of their own
         status = native.library().quantry_gguf_encode_grid(
             native.target(), ggml.id, native.DTYPES[rows.dtype], rows.data_ptr(), rows.shape[1],
-            None if importance is None else importance.data_ptr(), _tables(ggml).data_ptr(),
+            None if importance is None else importance.data_ptr(), tables.data_ptr(),
             out["blocks"].data_ptr(), *rows.shape, addressof(bad), native.threads(),
         )  # fmt: skip
         if status:
