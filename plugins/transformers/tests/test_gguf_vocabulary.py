@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -33,6 +34,7 @@ CL100K = (
 CASED = CL100K.replace(
     "(?i:'s|'t|'re|'ve|'m|'ll|'d)", "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
 )
+SPECIAL = ["", "  two  spaces ", "<s>a</s>", "x<user>y z", "<|end|>", "a\u00a0b", "\t\n\n x", "naïve 你好 🙂"]
 KEPT = ("single_word", "lstrip", "rstrip", "normalized")
 
 
@@ -84,19 +86,23 @@ def trained(pre):
 
 
 def pieces(normalizer, pre_tokenizer, prefix):
-    """A tokenizer.json by merges of every pair that makes a piece, ranked otherwise than by id."""
-    known = {SPACE, *"".join(CORPUS).lower().replace(" ", "").replace("\n", "").replace("\t", "")}
+    """A tokenizer.json by merges of every pair that makes a piece, ranked otherwise than by id.
+
+    Without a prefix two spaces are an added token, as in Gemma.
+    """
+    run = SPACE * 2
+    letters = "".join(CORPUS).lower().replace(" ", "").replace("\n", "").replace("\t", "")
+    known = {SPACE, run, *letters}
     for word in " ".join(CORPUS).lower().split():
         for n in range(2, 7):
             known |= {(SPACE + word)[:n], word[-n:]}
     ordered = sorted(known - {""})
     random.Random(3).shuffle(ordered)
     special = ["<unk>", "<s>", "</s>"]
-    tokens = [*special, *(f"<0x{b:02X}>" for b in range(256)), *ordered, "<user>", SPACE * 2]
-    by_score = sorted((p for p in ordered if len(p) > 1), key=lambda p: (len(p), ordered.index(p)))
-    merges = [[p[:i], p[i:]] for p in by_score for i in range(1, len(p)) if p[:i] in known and p[i:] in known]
-    merges.insert(0, [SPACE, SPACE])  # before words, as in Gemma: runs of spaces are found first
-    added = [(t, True) for t in special] + [("<user>", False), (SPACE * 2, False)]
+    tokens = [*special, *(f"<0x{b:02X}>" for b in range(256)), *ordered, "<user>"]
+    ranked = sorted((p for p in ordered if len(p) > 1), key=lambda p: (p != run, len(p), ordered.index(p)))
+    merges = [[p[:i], p[i:]] for p in ranked for i in range(1, len(p)) if p[:i] in known and p[i:] in known]
+    added = [(t, True) for t in special] + [("<user>", False), *([] if prefix else [(run, False)])]
     return {
         "version": "1.0",
         "added_tokens": [
@@ -169,6 +175,42 @@ def test_byte_level_vocabularies_are_named_by_how_they_cut(folder, pre):
     assert keys["tokenizer.ggml.token_type"].tolist() == [3] + [1] * (len(vocab) - 1)
 
 
+@pytest.fixture
+def llama_cpp_ids(write_exported, tmp_path):
+    """llama_cpp_ids(keys): text → ids in llama.cpp, special tokens found, none added."""
+    llama_cpp = pytest.importorskip("llama_cpp", reason="`make peers` builds llama-cpp-python")
+
+    def make(keys):
+        weights = SimpleNamespace(entries=list)
+        exported = quantry.Exported({"general.architecture": "llama", **keys}, weights, {})
+        path = write_exported(exported, tmp_path / "vocabulary.gguf")
+        model = llama_cpp.Llama(str(path), vocab_only=True, verbose=False)
+        return lambda text: model.tokenize(text.encode(), add_bos=False, special=True)
+
+    return make
+
+
+@pytest.mark.peer("llama_cpp")
+@pytest.mark.parametrize("pre", sorted(BYTE_LEVEL))
+def test_byte_level_ids_are_equal_in_llama_cpp(folder, llama_cpp_ids, pre):
+    tokenizer = trained(pre)
+    ids = llama_cpp_ids(tokenizer_keys(folder(tokenizer.to_str()), {}, tokenizer.get_vocab_size()))
+    for text in [*SPECIAL, *texts()]:
+        assert ids(text) == tokenizer.encode(text).ids, text
+
+
+@pytest.mark.peer("llama_cpp")
+@pytest.mark.parametrize("kind", sorted(PIECES))
+def test_piece_ids_are_equal_in_llama_cpp(folder, llama_cpp_ids, kind):
+    """With scheme "first" llama.cpp puts the prefix behind special tokens and before a space as well."""
+    state = pieces(*PIECES[kind])
+    ids = llama_cpp_ids(tokenizer_keys(folder(state), {}, len(state["model"]["vocab"])))
+    tokenizer = Tokenizer.from_str(json.dumps(state))
+    for text in [*SPECIAL, *texts()]:
+        if kind != "metaspace" or not (text.startswith(" ") or "<" in text):
+            assert ids(text) == tokenizer.encode(text, add_special_tokens=False).ids, text
+
+
 @pytest.mark.parametrize("pre", ["qwen2", "dbrx", "gpt-4o"])
 def test_byte_level_ids_are_equal_in_transformers(folder, pre):
     tokenizer = trained(pre)
@@ -198,7 +240,9 @@ def test_scores_follow_the_first_merge_that_makes_a_piece(folder):
     state = pieces(*PIECES["replace"])
     keys = tokenizer_keys(folder(state), {}, len(state["model"]["vocab"]))
     score = dict(zip(keys["tokenizer.ggml.tokens"], keys["tokenizer.ggml.scores"].tolist(), strict=True))
-    made = list(dict.fromkeys(left + right for left, right in state["model"]["merges"][1:]))
+    made = list(
+        dict.fromkeys(left + right for left, right in state["model"]["merges"] if left + right != SPACE * 2)
+    )
     assert [score[piece] for piece in made] == [-float(i) for i in range(len(made))]
     assert score["<s>"] == score["<user>"] == -1000.0
     assert score["<0x41>"] == 0.0

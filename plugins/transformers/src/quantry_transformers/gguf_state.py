@@ -129,12 +129,12 @@ class GgufWeights:
         return name.endswith(".ffn_gate_inp_shexp.weight")
 
     def _stacked(self, origin: Origin, rows: slice | None) -> QuantizedTensor:
-        loaded = [self._checkpoint[name] for name in origin.stored[rows or slice(None)]]
-        first = self._checkpoint.entry(origin.stored[0])
-        if not loaded:
-            return self._checkpoint.load(origin.stored[0], slice(0, 0))
-        buffers = {n: torch.stack([qt.buffers[n] for qt in loaded]) for n in loaded[0].buffers}
-        return QuantizedTensor(first.layout, (len(loaded), *first.shape), buffers)
+        chosen = origin.stored[rows or slice(None)]
+        loaded = [self._checkpoint[name] for name in chosen or origin.stored[:1]]
+        first = loaded[0]
+        buffers = {n: torch.stack([qt.buffers[n] for qt in loaded]) for n in first.buffers}
+        stack = QuantizedTensor(first.layout, (len(loaded), *first.shape), buffers)
+        return stack if chosen else stack.narrow(0, 0, 0)
 
     def _interleaved(self, stored: str, heads: int, rows: slice | None) -> QuantizedTensor:
         """Rows in GGUF's order, read head by head so that a slice costs its heads only."""
