@@ -2,13 +2,16 @@
 //
 // The rules are those of mlx/backend/cpu/quantized.cpp (quantize) and of mistral.rs (mistralrs-quant/src/afq/ops.rs, CPU).
 // Groups go by batches: extremes of each group, then scales and biases of all groups of the batch at once, one per lane, then
-// the codes, packed when the batch is complete.
+// the codes, packed when the batch is complete. With importance, scales and biases are searched on from there
+// (quantry/encode/weighted_affine.h).
 #include "encode.h"
 
 #include <quantry/dispatch.h>
 #include <quantry/encode/across.h>
+#include <quantry/encode/group_lanes.h>
 #include <quantry/encode/pack_bits.h>
 #include <quantry/encode/rows.h>
+#include <quantry/encode/weighted_affine.h>
 
 QUANTRY_BEGIN
 
@@ -74,6 +77,47 @@ QUANTRY_INLINE void find_codes(const float* x, int groups, float levels, Batch& 
   }
 }
 
+// The nearest numbers of type D.
+template <int D>
+QUANTRY_INLINE Floats as_stored(Floats v) {
+  if constexpr (D == QUANTRY_F32) return v;
+  const Ints u = (Ints)v, sign = u & INT32_MIN;
+  if constexpr (D == QUANTRY_BF16) return (Floats)((u + 0x7fff + (u >> 16 & 1)) & ~0xffff);
+  const Floats a = magnitude(v), small = (a + 0.5f) - 0.5f;   // multiples of 2^-24, the last place of 0.5
+  const Ints normal = ((Ints)a + 0xfff + ((Ints)a >> 13 & 1)) & ~0x1fff;
+  const Floats near = pick(a < 0x1p-14f, small, (Floats)normal);
+  return (Floats)((Ints)pick(near < 65536.0f, near, all(__builtin_inff())) | sign);
+}
+
+template <int D>
+struct ScaleAndBias {
+  QUANTRY_INLINE static Line stored(Floats scale, Floats bias) {
+    scale = as_stored<D>(scale);
+    return {scale, as_stored<D>(bias), 1.0f / scale};
+  }
+  QUANTRY_INLINE static Floats bias(const Line& line) { return line.offset; }
+  QUANTRY_INLINE static Floats place(Floats x, const Line& line) { return (x - line.offset) * line.inverse; }
+  QUANTRY_INLINE static Floats value(Floats q, const Line& line) { return q * line.scale + line.offset; }
+};
+
+struct Weights {
+  const float* importance;   // of columns, or null
+  int64_t columns;
+};
+
+// `first` counts groups of the matrix.
+template <int D>
+QUANTRY_NOINLINE void fit_weighted(const float* x, const Weights& by, int64_t first, int groups, float levels, Batch& b) {
+  GroupLanes<kAfqGroup> lanes;
+  for (int at = 0; at < groups; at += kWide) {
+    lanes.load(x + at * kAfqGroup, groups - at < kWide ? groups - at : kWide, by.importance, first + at, by.columns);
+    Line line{read(b.scale + at), read(b.bias + at), Floats{}};
+    search_line<ScaleAndBias<D>, kAfqGroup>(lanes.x, lanes.weight, kWide, levels, line);
+    write(b.scale + at, line.scale);
+    write(b.bias + at, line.offset);
+  }
+}
+
 template <int D>
 QUANTRY_INLINE void put(void* to, int64_t i, float x) {
   if constexpr (D == QUANTRY_F32) static_cast<float*>(to)[i] = x;
@@ -83,7 +127,7 @@ QUANTRY_INLINE void put(void* to, int64_t i, float x) {
 // Groups of contiguous floats; `first` counts groups of the matrix. Returns the place in x of the extreme that overflows its
 // scale, or −1.
 template <int Bits, int Rule, int D>
-int64_t encode_groups(const float* x, int64_t first, int64_t count, const AfqOut& out) {
+int64_t encode_groups(const float* x, const Weights& by, int64_t first, int64_t count, const AfqOut& out) {
   constexpr float kLevels = (1 << Bits) - 1;
   Batch b;
   for (int64_t done = 0; done < count; done += kBatch) {
@@ -92,6 +136,7 @@ int64_t encode_groups(const float* x, int64_t first, int64_t count, const AfqOut
     const int64_t group = first + done;
     find_extremes(from, groups, b);
     for (int at = 0; at < kBatch; at += kWide) Rule == AFQ_MLX ? fit_mlx(kLevels, at, b) : fit_minmax(kLevels, at, b);
+    if (by.importance) fit_weighted<D>(from, by, group, groups, kLevels, b);
     for (int g = 0; g < groups; g++) {
       if (magnitude(b.high[g] - b.low[g]) > 3.402823466e38f) {
         const float extreme = magnitude(b.low[g]) > magnitude(b.high[g]) ? b.low[g] : b.high[g];
@@ -108,7 +153,7 @@ int64_t encode_groups(const float* x, int64_t first, int64_t count, const AfqOut
   return -1;
 }
 
-typedef int64_t (*Encode)(const float* x, int64_t first, int64_t count, const AfqOut& out);
+typedef int64_t (*Encode)(const float* x, const Weights& by, int64_t first, int64_t count, const AfqOut& out);
 
 template <int Bits, int Rule>
 Encode encoder_for(int dtype) {
@@ -137,9 +182,10 @@ int encode(int bits, int rule, const QuantryRows& rows, const AfqOut& out) {
   const Encode groups = encoder_for(bits, rule, rows.dtype);
   if (!groups) return QUANTRY_BAD_TYPE;
   const int64_t per_row = rows.columns / kAfqGroup;
+  const Weights by{rows.importance, rows.columns};
   int64_t wide = INT64_MAX;   // the first place that overflows
   const int status = encode_rows(rows, [&](const float* x, int64_t first, int64_t count) {
-    const int64_t found = groups(x, first * per_row, count * per_row, out);
+    const int64_t found = groups(x, by, first * per_row, count * per_row, out);
     if (found < 0) return;
 #pragma omp critical(quantry_afq_encode)
     wide = min_of(wide, first * rows.columns + found);

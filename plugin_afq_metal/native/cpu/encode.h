@@ -15,7 +15,7 @@ struct AfqOut {
 };
 
 struct AfqEncodeOps {
-  // Columns are a multiple of 64. Bytes equal to mlx's CPU quantizer or to mistral.rs' (encode.cpp), the same on every
-  // target. *rows.bad also names the value that makes a scale overflow.
+  // Columns are a multiple of 64. Without importance bytes equal to mlx's CPU quantizer or to mistral.rs' (encode.cpp);
+  // the same on every target. *rows.bad also names the value that makes a scale overflow.
   int (*rows)(int bits, int rule, const QuantryRows& rows, const AfqOut& out);
 };

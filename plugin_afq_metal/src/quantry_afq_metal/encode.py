@@ -24,8 +24,13 @@ class AfqQuantizer(RowQuantizer):
     Code 0 is the extreme of larger magnitude and the scale is fitted so that a code lies next to the value 0:
     the better rule where groups hold zeros or small values among large ones, and the one MLX itself uses.
     Take a `_minmax` type for files with the bytes that mistral.rs writes.
+
+    With importance the scale and bias of each group are searched from there by weighted least squares, for
+    the least Σ importance · (weight − dequantized)² of what is stored; a group whose columns all have
+    importance 0 stays as it is without.
     """
 
+    takes_importance: ClassVar[bool] = True
     native_on: ClassVar[tuple[str, ...]] = ("mps",)
     bits: ClassVar[int]
     rule: ClassVar[int] = 0  # AfqRule, native/cpu/encode.h
@@ -52,7 +57,7 @@ class AfqQuantizer(RowQuantizer):
         bad = c_int64(-1)
         status = LIBRARY.function("encode")(
             LIBRARY.target(), self.bits, self.rule, LIBRARY.DTYPES[rows.dtype],
-            rows.data_ptr(), rows.shape[1],
+            rows.data_ptr(), rows.shape[1], None if importance is None else importance.data_ptr(),
             *(out[name].data_ptr() for name in ("codes", "scales", "biases")), *rows.shape,
             addressof(bad), LIBRARY.threads(),
         )  # fmt: skip

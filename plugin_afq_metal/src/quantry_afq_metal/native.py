@@ -15,5 +15,5 @@ LIBRARY = NativeLibrary(
     "quantry_afq_cpu",
     "quantry_afq",
     "quantry-afq-metal",
-    {"encode": [_I, _I, _I, _I, _P, _L, _P, _P, _P, _L, _L, _P, _I]},  # native/cpu/encode_entry.cpp
+    {"encode": [_I, _I, _I, _I, _P, _L, _P, _P, _P, _P, _L, _L, _P, _I]},  # native/cpu/encode_entry.cpp
 )
