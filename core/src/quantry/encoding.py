@@ -109,17 +109,20 @@ class MatrixQuantizer(Quantizer):
     """A quantizer whose rule needs a whole matrix, packed in native code.
 
     A subclass names its layout and packs one matrix; shapes, element types, devices, strides, stacks of
-    experts and NaN are dealt with here. Each matrix of a stack is packed alone.
+    experts, importance and NaN are dealt with here. Each matrix of a stack is packed alone.
     """
 
     row_block: ClassVar[int | None] = None
+    takes_importance: ClassVar[bool] = False
 
     @abstractmethod
-    def encode(self, matrix: Tensor, out: Mapping[str, Tensor], layout: Layout) -> Refused | None:
+    def encode(
+        self, matrix: Tensor, importance: Tensor | None, out: Mapping[str, Tensor], layout: Layout
+    ) -> Refused | None:
         """Pack `matrix` [N, K] float32, float16 or bfloat16, contiguous on the CPU, into `out`.
 
-        out: the layout's buffers for [N, K], contiguous, uninitialized. Returns the first weight that cannot
-        be packed, None when all can.
+        importance: float32 [K] >= 0. out: the layout's buffers for [N, K], contiguous, uninitialized.
+        Returns the first weight that cannot be packed, None when all can.
         """
 
     def why_not(self, shape: Shape, dtype: str) -> str | None:
@@ -127,14 +130,15 @@ class MatrixQuantizer(Quantizer):
         return _why_not(self, shape, dtype)
 
     def quantize(self, weight: Tensor, layout: Layout, stats: Tensor | None = None) -> QuantizedTensor:
-        """Pack `weight` [*, N, K], on any device; the result lies there too. stats: not used.
+        """Pack `weight` [*, N, K], on any device; the result lies there too.
 
-        Raises ShapeError, ValueDomainError naming row and column, UsageError for a layout of another
-        quantizer, PluginError when the native library is missing.
+        stats: importance [K] or [experts, K] >= 0. Raises ShapeError, ValueDomainError naming row and column,
+        UsageError for a layout of another quantizer, PluginError when the native library is missing.
         """
         import torch
 
         shape = _check(self, weight, layout)
+        stats = importance_rows(stats, shape) if self.takes_importance else None
         rows, columns = shape[-2:]
         specs, one = layout.buffers(shape), layout.buffers((rows, columns))
         packed = {
@@ -144,7 +148,7 @@ class MatrixQuantizer(Quantizer):
             matrix = weight.detach() if len(shape) == 2 else weight.detach().flatten(0, -3)[i]
             matrix = matrix.cpu().contiguous()
             place = {name: b.view(-1, *one[name].shape)[i] for name, b in packed.items()}
-            refused = self.encode(matrix, place, layout)
+            refused = self.encode(matrix, None if stats is None else stats[i], place, layout)
             if refused is not None:
                 _refuse(matrix, refused.place, i * rows, shape, refused.reason)
         return QuantizedTensor(layout, shape, {name: b.to(weight.device) for name, b in packed.items()})

@@ -32,7 +32,9 @@ class Fp8(MatrixQuantizer):
         """`float:e4m3,0x0,f32`."""
         return ScaledFloat("e4m3", (0, 0), "f32")
 
-    def encode(self, matrix: Tensor, out: Mapping[str, Tensor], layout: Layout) -> Refused | None:
+    def encode(
+        self, matrix: Tensor, importance: Tensor | None, out: Mapping[str, Tensor], layout: Layout
+    ) -> Refused | None:
         """Codes and the scale. Refuses weights whose scale or largest number leaves float32."""
         bad, beyond = _encode(TENSOR, matrix, out["codes"], out["scales"])
         return _refused(bad, beyond, "beyond what bfloat16 and one float32 scale can hold")
@@ -71,7 +73,9 @@ class Fp8Q8(MatrixQuantizer):
         """`f8q8:`."""
         return F8q8()
 
-    def encode(self, matrix: Tensor, out: Mapping[str, Tensor], layout: Layout) -> Refused | None:
+    def encode(
+        self, matrix: Tensor, importance: Tensor | None, out: Mapping[str, Tensor], layout: Layout
+    ) -> Refused | None:
         """Blocks. Refuses weights above 141.6, which no e4m3 scale reaches."""
         bad, beyond = _encode(F8Q8, matrix, out["blocks"], None)
         return _refused(bad, beyond, "the scale of an f8q8 block reaches 141.6 at most")

@@ -1,10 +1,11 @@
 // HQQ codes of a whole matrix. Two passes: every step of every group, then the codes of the step at which the error of the
-// whole matrix stopped falling.
+// whole matrix stopped falling. With importance, scales and zeros are searched on from that step.
 #include "encode.h"
 
 #include <quantry/dispatch.h>
 #include <quantry/encode/pack_bits.h>
 #include <quantry/encode/rows.h>
+#include <quantry/encode/weighted_affine.h>
 
 #include "solver.h"
 
@@ -77,11 +78,60 @@ int last_step(const History& h) {
   return Rule<R>::kSteps - 1;
 }
 
+// The importance of a chunk's weights, in their order; 0 beyond the last group.
+template <HqqRule R>
+QUANTRY_INLINE void load_importance(const HqqJob& job, int64_t first, int count, float* weight) {
+  memset(weight, 0, sizeof(float) * kGroup * kChunk);
+  if constexpr (R == HQQ_MISTRALRS) {
+    for (int r = 0; r < kGroup; r++) {
+      int64_t column = (r * job.groups + first) % job.columns;
+      for (int g = 0; g < count; g++) {
+        weight[r * kChunk + g] = job.importance[column];
+        if (++column == job.columns) column = 0;
+      }
+    }
+  } else {
+    for (int g = 0; g < count; g++) {
+      const float* from = job.importance + (first + g) * kGroup % job.columns;
+      for (int r = 0; r < kGroup; r++) weight[r * kChunk + g] = from[r];
+    }
+  }
+}
+
+// What HqqJob holds of a group: the scale is read as the inverse of its inverse.
+struct ScaleAndZero {
+  QUANTRY_INLINE static Line stored(Floats scale, Floats bias) {
+    const Floats inverse = 1.0f / scale;
+    return {1.0f / inverse, -bias * inverse, inverse};
+  }
+  QUANTRY_INLINE static Floats bias(const Line& line) { return -line.offset * line.scale; }
+  QUANTRY_INLINE static Floats place(Floats x, const Line& line) { return x * line.inverse + line.offset; }
+  QUANTRY_INLINE static Floats value(Floats q, const Line& line) { return (q - line.offset) * line.scale; }
+};
+
+template <HqqRule R>
+QUANTRY_NOINLINE void fit_weighted(const HqqJob& job, const float* w, int bits, int64_t first, int count, float* inverses,
+                                   float* zeros) {
+  alignas(64) float weight[kGroup * kChunk], s[kChunk] = {}, z[kChunk] = {};
+  load_importance<R>(job, first, count, weight);
+  memcpy(s, inverses + first, static_cast<size_t>(count) * 4);
+  memcpy(z, zeros + first, static_cast<size_t>(count) * 4);
+  for (int g = 0; g < count; g += kWide) {
+    Line line{1.0f / read(s + g), read(z + g), read(s + g)};
+    search_line<ScaleAndZero, kGroup>(w + g, weight + g, kChunk, static_cast<float>((1 << bits) - 1), line);
+    write(s + g, line.inverse);
+    write(z + g, line.offset);
+  }
+  memcpy(inverses + first, s, static_cast<size_t>(count) * 4);
+  memcpy(zeros + first, z, static_cast<size_t>(count) * 4);
+}
+
 inline bool finite(float x) { return (bits_of(x) & 0x7f800000u) != 0x7f800000u; }
 
 // Codes, scales and zeros of a chunk. Returns the first group whose numbers are not finite, or −1.
 template <HqqRule R, int Bits>
-int code_chunk(const float* w, int64_t first, int count, const float* scales, const float* zeros, const HqqJob& job) {
+QUANTRY_NOINLINE int code_chunk(const float* w, int64_t first, int count, const float* scales, const float* zeros,
+                                const HqqJob& job) {
   constexpr float most = (1 << Bits) - 1;
   alignas(64) uint8_t by_row[kGroup * kChunk], by_group[kChunk * kGroup];
   alignas(64) float s[kChunk] = {}, z[kChunk] = {};
@@ -143,11 +193,12 @@ int encode_groups(const HqqJob& job) {
     bad = wrong < bad ? wrong : bad;
   }
   if (bad == INT64_MAX) {
-    const float* zeros = h.zeros + last_step<R>(h) * groups;
+    float* zeros = h.zeros + last_step<R>(h) * groups;
 #pragma omp parallel for schedule(dynamic, 4) num_threads(threads) if (threads > 1 && chunks > 4)
     for (int64_t chunk = 0; chunk < chunks; chunk++) {
       alignas(64) float w[kGroup * kChunk];
       load_chunk<R>(job, chunk * kChunk, size_of(chunk), w);
+      if (job.importance) fit_weighted<R>(job, w, Bits, chunk * kChunk, size_of(chunk), h.scales, zeros);
       const int wrong = code_chunk<R, Bits>(w, chunk * kChunk, size_of(chunk), h.scales, zeros, job);
       if (wrong < 0) continue;
       const int64_t at = largest_of<R>(job, w, chunk * kChunk, wrong);

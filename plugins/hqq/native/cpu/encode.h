@@ -13,6 +13,8 @@ struct HqqJob {
   int32_t dtype, threads;   // of x: QuantryDtype
   int64_t groups;
   const void* x;            // [64 · groups], contiguous
+  const float* importance;  // [columns] of the matrix that x is, or null
+  int64_t columns;
   uint8_t* codes;           // [groups][8 · bits]: a bit stream a group
   float *scales, *zeros;    // [groups]
   int64_t* bad;             // out: place in x of the first NaN or Inf, −1 when all are finite

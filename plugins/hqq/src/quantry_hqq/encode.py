@@ -24,8 +24,13 @@ class HqqQuantizer(MatrixQuantizer):
     float32 (mobiusml/hqq, core/optimize.py, optimize_weights_proximal_legacy). axis "out": as mistral.rs
     does, 10 steps on the columns of W.view(64, N*K/64); its bytes. axis "in": as hqq 0.2.8 does on a CPU with
     axis=1, 20 steps on 64 neighbours, the first zero of 4-bit codes rounded.
+
+    With importance the scale and zero of each group are searched on from there by weighted least squares, for
+    the least Σ importance · (weight − dequantized)²; across rows each weight has its own column's. A group
+    whose columns all have importance 0 stays as it is without.
     """
 
+    takes_importance: ClassVar[bool] = True
     bits: ClassVar[int]
     rule: ClassVar[int]
 
@@ -40,13 +45,16 @@ class HqqQuantizer(MatrixQuantizer):
             reason = f"rows of {shape[-1]} do not divide into groups of {GROUP}"
         return reason
 
-    def encode(self, matrix: Tensor, out: Mapping[str, Tensor], layout: Layout) -> Refused | None:
+    def encode(
+        self, matrix: Tensor, importance: Tensor | None, out: Mapping[str, Tensor], layout: Layout
+    ) -> Refused | None:
         """Codes, scales and zeros, on as many threads as torch uses; their number changes no bit."""
         bad, beyond = c_int64(-1), c_int64(-1)
         status = LIBRARY.library().quantry_hqq_encode(
             LIBRARY.target(), self.rule, self.bits, LIBRARY.DTYPES[matrix.dtype], matrix.data_ptr(),
-            matrix.numel() // GROUP, out["codes"].data_ptr(), out["scales"].data_ptr(),
-            out["zeros"].data_ptr(), addressof(bad), addressof(beyond), LIBRARY.threads(),
+            matrix.numel() // GROUP, None if importance is None else importance.data_ptr(), matrix.shape[1],
+            out["codes"].data_ptr(), out["scales"].data_ptr(), out["zeros"].data_ptr(), addressof(bad),
+            addressof(beyond), LIBRARY.threads(),
         )  # fmt: skip
         if status:
             LIBRARY.fail(status, f"encoding {list(matrix.shape)} to {self.name}")

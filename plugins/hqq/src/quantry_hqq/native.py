@@ -13,7 +13,7 @@ MISTRALRS, PACKAGE = 0, 1  # native/cpu/encode.h, HqqRule
 _P, _I, _L = c_void_p, c_int, c_int64
 
 _SIGNATURES = {
-    "encode": [_I, _I, _I, _I, _P, _L, _P, _P, _P, _P, _P, _I],  # native/cpu/encode_entry.cpp
+    "encode": [_I, _I, _I, _I, _P, _L, _P, _L, _P, _P, _P, _P, _P, _I],  # native/cpu/encode_entry.cpp
 }
 
 LIBRARY = NativeLibrary("quantry_hqq", "quantry_hqq_cpu", "quantry_hqq", "quantry-hqq", _SIGNATURES)
