@@ -29,6 +29,7 @@ from quantry import (
     TensorEntry,
     UqffCodec,
     ValueDomainError,
+    importance_rows,
 )
 from quantry.dense_codec import UnquantCodec
 from quantry.testing import (
@@ -309,8 +310,82 @@ class NamesTheUnknown(Rtn):
     fallback = ("rtn9",)
 
 
-def test_a_right_quantizer_passes():
-    assert failed(suite(QuantizerSuite, quantizer=Rtn())) == set()
+class Weighs(Rtn):
+    """Takes the least weighted error of a few scales a row."""
+
+    takes_importance = True
+
+    def quantize(self, weight, layout, stats=None):
+        importance = self.importance(stats, tuple(weight.shape))
+        self.share = torch.ones(len(weight), 1)
+        best = super().quantize(weight, layout)
+        if importance is None:
+            return best
+        shares, least = self.share, self.error(best, weight, importance)
+        for share in torch.linspace(0.8, 1, 9):
+            self.share = share.expand(len(weight), 1)
+            error = self.error(super().quantize(weight, layout), weight, importance)
+            shares, least = torch.where(error < least, share, shares), torch.minimum(error, least)
+        self.share = shares
+        return super().quantize(weight, layout)
+
+    def importance(self, stats, shape):
+        rows = importance_rows(stats, shape)
+        return None if rows is None else rows[0]
+
+    def error(self, made, weight, importance):
+        off = (made.dequantize() - weight.float()).square() * importance
+        return off.sum(-1, keepdim=True)
+
+    def scales(self, weight):
+        return super().scales(weight) * self.share
+
+
+class WeighsUpsideDown(Weighs):
+    def error(self, made, weight, importance):
+        return -super().error(made, weight, importance)
+
+
+class FeelsTheSizeOfImportance(Weighs):
+    def importance(self, stats, shape):
+        return None if stats is None else super().importance(stats, shape).clamp(max=1)
+
+
+class DividesByTheSum(Weighs):
+    def importance(self, stats, shape):
+        found = super().importance(stats, shape)
+        self.one = 1 if found is None else found.sum() / found.sum()
+        return found
+
+    def scales(self, weight):
+        return super().scales(weight) * self.one
+
+
+class DividesByEach(DividesByTheSum):
+    def importance(self, stats, shape):
+        found = super().importance(stats, shape)
+        self.one = 1 if found is None else (found / found).mean()
+        return found
+
+
+class MixesRows(Weighs):
+    def importance(self, stats, shape):
+        self.mixed = stats is not None
+        return super().importance(stats, shape)
+
+    def scales(self, weight):
+        scales = super().scales(weight)
+        return scales.max().expand(len(weight), 1).contiguous() if self.mixed else scales
+
+
+class TakesAnyImportance(Weighs):
+    def importance(self, stats, shape):
+        return stats
+
+
+@pytest.mark.parametrize("quantizer", [Rtn, Weighs])
+def test_a_right_quantizer_passes(quantizer: type[Quantizer]):
+    assert failed(suite(QuantizerSuite, quantizer=quantizer())) == set()
 
 
 @pytest.mark.parametrize(
@@ -320,6 +395,12 @@ def test_a_right_quantizer_passes():
         (LooksAtAllRows, "rows may be cut at its row block"),
         (FarOff, "stays close"),
         (NamesTheUnknown, "the types it names exist"),
+        (WeighsUpsideDown, "importance lowers the error that it weighs"),
+        (FeelsTheSizeOfImportance, "only ratios of importance count"),
+        (DividesByTheSum, "equal and zero importance are no preference"),
+        (DividesByEach, "columns of no importance stay finite"),
+        (MixesRows, "rows are weighed alone"),
+        (TakesAnyImportance, "refuses what is no importance"),
     ],
 )
 def test_a_wrong_quantizer_fails_the_fact_it_breaks(quantizer: type[Quantizer], fact: str):

@@ -195,6 +195,9 @@ def test_native_functions_refuse_what_they_do_not_know() -> None:
 
 for _quantizer in QUANTIZERS:
     _name = f"Test{type(_quantizer).__name__}"
-    globals()[_name] = type(
-        _name, (QuantizerSuite,), {"quantizer": _quantizer, "shapes": ((9, 512), (2, 3, 256))}
-    )
+    _facts = {
+        "quantizer": _quantizer,
+        "shapes": ((9, 512), (2, 3, 256)),
+        "zero_is_no_preference": False,  # as in llama.cpp
+    }
+    globals()[_name] = type(_name, (QuantizerSuite,), _facts)

@@ -38,12 +38,14 @@ class QuantizerSuite(Suite):
 
     max_error: bound on |w - dequantized| / |w| in the root mean square, for normal weights; None derives a
     wide one from the bits per weight and the declared error. Override `stats` where `needs` is not "none" or
-    "importance".
+    "importance". zero_is_no_preference: False for a type whose published rule makes anything finite of a
+    weight whose importance is 0 throughout.
     """
 
     quantizer: ClassVar[Quantizer]
     shapes: ClassVar[Sequence[Shape]] = _SHAPES
     max_error: ClassVar[float | None] = None
+    zero_is_no_preference: ClassVar[bool] = True
 
     def stats(self, shape: Shape, seed: int) -> Tensor | None:
         """What calibration would give."""
@@ -71,14 +73,7 @@ class QuantizerSuite(Suite):
             assert qt.shape == case, f"{where}: gives shape {list(qt.shape)}"
 
     def test_stays_close(self, case: Shape) -> None:
-        weight = _normal(case)
-        qt = self._packed(weight)
-        off = (qt.dequantize() - weight).square().mean().sqrt() / weight.square().mean().sqrt()
-        declared = 1.5 * (self.quantizer.expected_error or 0)  # few weights: one group may be worse than most
-        wide = max(2 ** (2 - qt.bits_per_weight), declared, 0.05)
-        allowed = self.max_error if self.max_error is not None else wide
-        where = f"{self.quantizer.name} {list(case)}"
-        assert off <= allowed, f"{where}: relative error {off:.3g}, allowed {allowed:.3g}"
+        self._assert_close(self._packed(_normal(case)), f"{self.quantizer.name} {list(case)}")
 
     def test_its_declared_error_is_what_it_makes(self) -> None:
         q, shape = self.quantizer, (64, 4096)
@@ -138,6 +133,71 @@ class QuantizerSuite(Suite):
             fine = 3 in named and named & rows
             assert fine, f"{where}: {message} does not name row {case[-2] - 1}, column 3"
 
+    def test_importance_lowers_the_error_that_it_weighs(self, case: Shape) -> None:
+        if not self.quantizer.takes_importance:
+            return
+        weight, importance = _normal(case), _importance(case)
+        plain, weighed = (
+            ((qt.dequantize() - weight).double().square() * importance).view(-1, *case[-2:]).sum((-1, -2))
+            for qt in (self._packed(weight), self._packed(weight, importance))
+        )
+        what = f"weighted error {weighed.tolist()}, without importance {plain.tolist()}"
+        assert (weighed <= plain).all(), f"{self.quantizer.name} {list(case)}: {what}"
+
+    def test_only_ratios_of_importance_count(self, case: Shape) -> None:
+        if not self.quantizer.takes_importance:
+            return
+        weight, importance = _normal(case), _importance(case)
+        once = self._packed(weight, importance)
+        for power in (-20, 3, 20):
+            where = f"{self.quantizer.name} {list(case)}: importance times 2^{power}"
+            _assert_same(self._packed(weight, importance * 2.0**power), once, where)
+
+    def test_equal_and_zero_importance_are_no_preference(self, case: Shape) -> None:
+        if not self.quantizer.takes_importance:
+            return
+        for value in (1e-12, 3.0, 1e12, 0.0):
+            qt = self._packed(_normal(case), torch.full(case[-1:], value))
+            where = f"{self.quantizer.name} {list(case)}, every importance {value:g}"
+            assert qt.dequantize().isfinite().all(), f"{where}: makes what is not finite"
+            if value or self.zero_is_no_preference:
+                self._assert_close(qt, where)
+
+    def test_columns_of_no_importance_stay_finite(self, case: Shape) -> None:
+        if not self.quantizer.takes_importance:
+            return
+        importance = _importance(case)
+        importance[: case[-1] // 2] = 0
+        importance[::3] = 0
+        weight = _normal(case)
+        weight[..., 0] = 1e4
+        made = self._packed(weight, importance).dequantize()
+        where = f"{self.quantizer.name} {list(case)}"
+        assert made.isfinite().all(), f"{where}: makes what is not finite where importance is 0"
+
+    def test_rows_are_weighed_alone(self, case: Shape) -> None:
+        q, block = self.quantizer, self.quantizer.row_block
+        if not q.takes_importance or block is None or len(case) != 2:
+            return
+        weight, importance = _normal(case), _importance(case)
+        whole = self._packed(weight, importance)
+        start = (case[0] - 1) // block * block
+        part = self._packed(weight[start:].clone(), importance)
+        where = f"{q.name} {list(case)}: the last rows alone, with importance,"
+        _assert_same(part, whole.narrow(0, start, case[0] - start), where)
+
+    def test_refuses_what_is_no_importance(self, case: Shape) -> None:
+        if not self.quantizer.takes_importance:
+            return
+        where = f"{self.quantizer.name} {list(case)}"
+        for bad in (float("nan"), float("inf"), -1.0):
+            importance = _importance(case)
+            importance[3] = bad
+            message = self._refusal(case, importance, ValueDomainError, f"{where} with importance {bad}")
+            named = "3" in re.findall(r"\d+", message)
+            assert named, f"{where} with importance {bad}: {message} does not name column 3"
+        self._refusal(case, torch.ones(case[-1] + 1), ShapeError, f"{where} with one column too many")
+
     def test_refusals_are_sentences(self) -> None:
         shapes: Sequence[Shape] = ((), (7,), (4, 1), (4, 31), (4, 33), (0, 32), (32, 0), *self.shapes)
         for shape in shapes:
@@ -156,9 +216,27 @@ class QuantizerSuite(Suite):
     def test_its_module_imports_no_torch(self) -> None:
         assert_pure_import(type(self.quantizer).__module__)
 
-    def _packed(self, weight: Tensor) -> QuantizedTensor:
+    def _packed(self, weight: Tensor, importance: Tensor | None = None) -> QuantizedTensor:
         shape = tuple(weight.shape)
-        return self.quantizer.quantize(weight, self.quantizer.layout_for(shape, "f32"), self.stats(shape, 2))
+        stats = self.stats(shape, 2) if importance is None else importance
+        return self.quantizer.quantize(weight, self.quantizer.layout_for(shape, "f32"), stats)
+
+    def _assert_close(self, qt: QuantizedTensor, where: str) -> None:
+        weight = _normal(qt.shape)
+        off = (qt.dequantize() - weight).square().mean().sqrt() / weight.square().mean().sqrt()
+        declared = 1.5 * (self.quantizer.expected_error or 0)  # few weights: one group may be worse than most
+        wide = max(2 ** (2 - qt.bits_per_weight), declared, 0.05)
+        allowed = self.max_error if self.max_error is not None else wide
+        assert off <= allowed, f"{where}: relative error {off:.3g}, allowed {allowed:.3g}"
+
+    def _refusal(self, case: Shape, importance: Tensor, kind: type[QuantryError], where: str) -> str:
+        try:
+            self._packed(_normal(case), importance)
+        except kind as e:
+            return str(e)
+        except QuantryError as e:
+            raise AssertionError(f"{where}: raises {type(e).__name__}, not {kind.__name__}: {e}") from e
+        raise AssertionError(f"{where}: accepted")
 
     def _assert_refuses(self, shape: Shape, dtype: str) -> None:
         if dtype != "f32" or len(shape) < 2:
@@ -176,6 +254,11 @@ class QuantizerSuite(Suite):
 
 def _normal(shape: Shape) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(1)) * 0.05
+
+
+def _importance(shape: Shape) -> Tensor:
+    """Per column, over four decades as mean squared activations are."""
+    return torch.randn(shape[-1], generator=torch.Generator().manual_seed(3)).mul(2).exp()
 
 
 def _assert_same(one: QuantizedTensor, two: QuantizedTensor, where: str) -> None:
