@@ -157,6 +157,7 @@ def test_layers_that_slide_in_another_order_are_listed():
         ("gemma2", {**GEMMA, "attn_logit_softcapping": None}, "attn_logit_softcapping is not set"),
         ("gemma3_text", {**GEMMA, "attn_logit_softcapping": 50.0}, "attn_logit_softcapping is 50"),
         ("gemma3_text", {**GEMMA, "hidden_activation": "relu"}, "hidden_activation is 'relu'"),
+        ("qwen3", {"rms_norm_eps": math.inf}, "rms_norm_eps is inf"),
     ],
 )
 def test_what_llama_cpp_takes_for_granted_must_be_so(kind, fields, said):

@@ -9,6 +9,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers.integrations.gguf.gguf_tokenizer_mapping import (
     GGUF_TOKENIZER_MAPPING,
@@ -395,6 +397,38 @@ def test_vocabularies_that_gguf_cannot_hold_are_refused(folder, edit, error, sai
     with pytest.raises(error, match=said) as caught:
         tokenizer_keys(folder(state), {}, 10_000)
     assert caught.value.file.endswith("tokenizer.json")
+
+
+def paths(value, found=()):
+    """Where something stands in a tree of JSON; of long lists and objects the first few."""
+    yield found
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in list(items)[:6]:
+        yield from paths(inner, (*found, key))
+
+
+SMALL_JSON = st.sampled_from([None, True, 0, -1, 2.5, "", "ByteLevel", [], [[]], {}, {"type": 1}, [None]])
+
+
+@given(data=st.data(), settings_too=st.booleans())
+def test_any_json_is_a_tokenizer_or_an_error_of_ours(folder, data, settings_too):
+    state = {"tokenizer": copy.deepcopy(pieces(*PIECES["prepend"])), "settings": {}}
+    state["tokenizer"]["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": []}
+    if settings_too:
+        decoder = {"3": {"content": "<0x00>", "special": False}}
+        state["settings"] = {"bos_token": {"content": "<s>"}, "added_tokens_decoder": decoder,
+                             "chat_template": [{"name": "default", "template": "a"}]}  # fmt: skip
+    path = data.draw(st.sampled_from([p for p in paths(state) if len(p) > 1]))
+    target = state
+    for key in path[:-1]:
+        target = target[key]
+    target[path[-1]] = data.draw(SMALL_JSON)
+    settings = state["settings"] if isinstance(state["settings"], dict) else {}
+    try:
+        keys = tokenizer_keys(folder(state["tokenizer"], **settings), {}, 900)
+    except quantry.QuantryError:
+        return
+    assert len(keys["tokenizer.ggml.tokens"]) == 900
 
 
 def test_words_cut_at_spaces_and_pieces_across_them_are_refused(folder):

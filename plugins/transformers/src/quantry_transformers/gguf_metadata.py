@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,7 +44,9 @@ def architecture_keys(
         keys["vocab_size"] = vocab_size
     keys["attention.layer_norm_rms_epsilon"] = known.real("rms_norm_eps")
     heads, hidden = known.integer("num_attention_heads"), known.integer("hidden_size")
-    head_dim = getattr(config, "head_dim", None) or hidden // heads
+    if not heads:
+        raise known.refused("num_attention_heads is 0")
+    head_dim = known.integer("head_dim") if known.get("head_dim") else hidden // heads
     if arch.head_dim_field or head_dim * heads != hidden:
         keys["attention.key_length"] = keys["attention.value_length"] = head_dim
     for field, default in arch.softcaps.items():
@@ -90,8 +93,8 @@ class Fields:
     def real(self, field: str) -> float:
         """A number that has to be there."""
         found = self.get(field)
-        if isinstance(found, bool) or not isinstance(found, (int, float)):
-            raise self.refused(f"{field} is {found!r}, not a number")
+        if isinstance(found, bool) or not isinstance(found, (int, float)) or not math.isfinite(found):
+            raise self.refused(f"{field} is {found!r}, not a finite number")
         return float(found)
 
 
@@ -111,9 +114,9 @@ def _sliding(known: Fields, model: GgufModel) -> dict[str, Any]:
     if arch.sliding == "none":
         return {}
     if arch.sliding == "window":
-        return {"attention.sliding_window": known.get("sliding_window") or 0}
-    kinds = known.get("layer_types")
-    slides = [kind == "sliding_attention" for kind in kinds]
+        window = known.integer("sliding_window") if known.get("sliding_window") else 0
+        return {"attention.sliding_window": window}
+    slides = [kind == "sliding_attention" for kind in known.get("layer_types") or ()]
     keys: dict[str, Any] = (
         {"attention.sliding_window": known.integer("sliding_window")} if any(slides) else {}
     )

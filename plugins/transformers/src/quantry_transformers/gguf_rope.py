@@ -30,15 +30,16 @@ def rope_keys(known: Fields, model: GgufModel, head_dim: int) -> RopeKeys:
     arch = model.arch
     stated: Any = known.get("rope_parameters")
     full = stated.get("full_attention", stated) if isinstance(stated, Mapping) else None
-    if not isinstance(full, Mapping) or "rope_theta" not in full:
-        raise known.refused("its rotary embedding has no rope_theta")
-    keys: dict[str, Any] = {"rope.freq_base": float(full["rope_theta"])}
+    local = stated.get("sliding_attention", full) if isinstance(stated, Mapping) else None
+    if not isinstance(full, Mapping) or not isinstance(local, Mapping):
+        raise known.refused(f"rope_parameters is {stated!r}")
+    keys: dict[str, Any] = {"rope.freq_base": _number(known, full, "rope_theta")}
     if arch.nested_rope:
-        local = stated.get("sliding_attention", full)
         if local.get("rope_type", "default") != "default":
             raise known.refused(f"the rotary embedding of sliding layers is {local['rope_type']!r}")
-        keys["rope.freq_base_swa"] = float(local["rope_theta"])
-    rotated = int(head_dim * full.get("partial_rotary_factor", 1.0))
+        keys["rope.freq_base_swa"] = _number(known, local, "rope_theta")
+    part = _number(known, full, "partial_rotary_factor") if "partial_rotary_factor" in full else 1.0
+    rotated = int(head_dim * part)
     if rotated != head_dim and not arch.partial_rotary:
         raise known.refused(f"only {rotated} of each head's {head_dim} values are rotated")
     if arch.interleaved_rope or arch.partial_rotary:
@@ -81,14 +82,14 @@ def _yarn(known: Fields, full: Mapping[str, Any]) -> dict[str, Any]:
         "rope.scaling.original_context_length": _original(known, full),
     }
     for ours, default in (("beta_fast", 32.0), ("beta_slow", 1.0)):
-        if full.get(ours, default) is not None and float(full.get(ours, default)) != default:
-            keys[f"rope.scaling.yarn_{ours}"] = float(full[ours])
+        if full.get(ours) is not None and full[ours] != default:
+            keys[f"rope.scaling.yarn_{ours}"] = _number(known, full, ours)
     for name in ("mscale", "mscale_all_dim"):
         if full.get(name):
             raise known.refused(f"its yarn has {name} {full[name]!r}")
     own = 1.0 + 0.1 * math.log(factor) if factor > 1 else 1.0
-    stated = full.get("attention_factor")
-    if stated is not None and not math.isclose(stated, own, rel_tol=1e-6):
+    stated = own if full.get("attention_factor") is None else _number(known, full, "attention_factor")
+    if not math.isclose(stated, own, rel_tol=1e-6):
         # llama.cpp multiplies its own by attn_factor (src/llama-context.cpp), `rope` by yarn_attn_factor
         keys["rope.scaling.attn_factor"] = keys["rope.scaling.yarn_attn_factor"] = stated / own
     return keys
@@ -100,7 +101,9 @@ def _llama3(known: Fields, full: Mapping[str, Any], rotated: int) -> np.ndarray:
     factor = _number(known, full, "factor")
     if high <= low:
         raise known.refused(f"high_freq_factor {high} is not above low_freq_factor {low}")
-    frequencies = float(full["rope_theta"]) ** (-np.arange(0, rotated, 2, dtype=np.float64) / rotated)
+    frequencies = _number(known, full, "rope_theta") ** (
+        -np.arange(0, rotated, 2, dtype=np.float64) / rotated
+    )
     turns = _original(known, full) * frequencies / (2 * math.pi)
     smooth = np.clip((turns - low) / (high - low), 0.0, 1.0)
     return (1.0 / ((1.0 - smooth) / factor + smooth)).astype(np.float32)
@@ -108,26 +111,30 @@ def _llama3(known: Fields, full: Mapping[str, Any], rotated: int) -> np.ndarray:
 
 def _longrope_attention(known: Fields, full: Mapping[str, Any]) -> float:
     if full.get("attention_factor") is not None:
-        return float(full["attention_factor"])
+        return _number(known, full, "attention_factor")
     original = _original(known, full)
     scale = known.integer("max_position_embeddings") / original
     return math.sqrt(1 + math.log(scale) / math.log(original)) if scale > 1 else 1.0
 
 
 def _factors(known: Fields, full: Mapping[str, Any], name: str, rotated: int) -> np.ndarray:
-    found = np.asarray(full.get(name, ()), np.float32)
-    if found.shape != (rotated // 2,):
-        raise known.refused(f"{name} has {found.size} values and not {rotated // 2}")
-    return found
+    stated = full.get(name)
+    found = [v for v in stated if isinstance(v, (int, float)) and v > 0] if isinstance(stated, list) else []
+    if len(found) != rotated // 2 or found != stated:
+        raise known.refused(f"{name} of its rotary embedding is not {rotated // 2} positive numbers")
+    return np.array(found, np.float32)
 
 
 def _number(known: Fields, full: Mapping[str, Any], name: str) -> float:
     found = full.get(name)
-    if isinstance(found, bool) or not isinstance(found, (int, float)) or found <= 0:
+    if isinstance(found, bool) or not isinstance(found, (int, float)) or not 0 < found < math.inf:
         raise known.refused(f"{name} of its rotary embedding is {found!r}, not a positive number")
     return float(found)
 
 
 def _original(known: Fields, full: Mapping[str, Any]) -> int:
     fallback = known.get("original_max_position_embeddings", known.get("max_position_embeddings"))
-    return int(full.get("original_max_position_embeddings", fallback))
+    found = full.get("original_max_position_embeddings", fallback)
+    if isinstance(found, bool) or not isinstance(found, int) or found < 1:
+        raise known.refused(f"original_max_position_embeddings is {found!r}")
+    return found

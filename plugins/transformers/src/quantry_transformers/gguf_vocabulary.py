@@ -58,8 +58,14 @@ def tokenizer_keys(source: Source, config: Mapping[str, Any], rows: int) -> dict
     Raises UsageError for a folder without tokenizer.json, and for vocabularies that llama.cpp would cut
     otherwise; HeaderError for one that does not fit the model.
     """
-    with no_garbage_collection():
-        return _keys(source, config, rows)
+    try:
+        with no_garbage_collection():
+            return _keys(source, config, rows)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as e:
+        # the files are nested freely: what is no object, list or text where one belongs shows when it is used
+        raise HeaderError(
+            f"or a file beside it is not made like a tokenizer's: {e!r}", file=source.root / "tokenizer.json"
+        ) from e
 
 
 def _keys(source: Source, config: Mapping[str, Any], rows: int) -> dict[str, Any]:
