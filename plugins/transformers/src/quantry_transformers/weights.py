@@ -51,6 +51,9 @@ class HfWeights(Mapping[str, QuantizedTensor]):
     def __len__(self) -> int:
         return len(self._stored)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._stored  # Mapping's own would read the weight
+
     def renamed(self, rename: Callable[[str], str]) -> HfWeights:
         """The same weights under other names."""
         return HfWeights(
