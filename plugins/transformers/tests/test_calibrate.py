@@ -22,6 +22,7 @@ from quantry_transformers import calibrate as engine
 from quantry_transformers.importance import collect_importance
 from quantry_transformers.runtime import TransformersRuntime
 from quantry_transformers.tokenizer import load_tokenizer
+from quantry_transformers.weights import HfWeights
 
 CHUNK = 24
 TEXT = "the quick brown fox jumps over the lazy dog. pack my box with five dozen jugs. " * 3
@@ -191,6 +192,20 @@ def test_at_most_one_layer_has_weights_at_any_time(folder: Folder, monkeypatch: 
     TransformersRuntime().calibrate(quantry.open(path), TEXT, observe, chunk_tokens=CHUNK)
     assert len(built) == 1
     assert {frozenset(f) for f in filled} == {frozenset({i}) for i in range(3)} | {frozenset()}  # the head
+
+
+def test_each_weight_is_read_once_and_the_head_never(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, _ = folder("llama")
+    read: list[str] = []
+    real = HfWeights.load
+
+    def load(self: HfWeights, name: str, rows: slice | None = None) -> quantry.QuantizedTensor:
+        read.append(name)
+        return real(self, name, rows)
+
+    monkeypatch.setattr(HfWeights, "load", load)
+    collect_importance(path, TEXT, chunk_tokens=CHUNK)
+    assert sorted(read) == sorted(n for n in quantry.open(path).names() if n != "lm_head.weight")
 
 
 def test_groups_of_chunks_change_nothing_but_how_often_layers_are_read(

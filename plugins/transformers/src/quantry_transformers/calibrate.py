@@ -21,7 +21,7 @@ from quantry_transformers.layer_flow import LayerFlow, NoChain, head_input, laye
 from quantry_transformers.placing import Placing
 from quantry_transformers.runtime import configured
 from quantry_transformers.token_chunks import check_chunks, token_chunks
-from quantry_transformers.tokenizer import load_tokenizer
+from quantry_transformers.tokenizer import load_tokenizer, trim_heap
 from quantry_transformers.watch import Watch
 from quantry_transformers.weight_names import head_name, watched_modules
 
@@ -61,6 +61,7 @@ def calibrate(
     config, weights = configured(checkpoint, trust_remote_code)
     check_chunks(chunks, chunk_tokens, getattr(config.get_text_config(), "max_position_embeddings", None))
     ids = token_chunks(load_tokenizer(checkpoint, trust_remote_code), text, chunks, chunk_tokens)
+    trim_heap()  # the tokenizer is gone
     dtype = _dtype(config, device)
     tell = progress or (lambda done, total, what: None)
     # not inference mode: its tensors do not tell when they were changed

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from quantry import Checkpoint, Source
 
-__all__ = ["PlainTokenizer", "gguf_tokenizer", "load_tokenizer"]
+__all__ = ["PlainTokenizer", "gguf_tokenizer", "load_tokenizer", "trim_heap"]
 
 _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json")
 _SETTINGS = "tokenizer_config.json"
@@ -48,7 +48,7 @@ def load_tokenizer(checkpoint: Checkpoint, trust_remote_code: bool = False) -> P
     """
     if checkpoint.format.name == "gguf":
         tokenizer = gguf_tokenizer(checkpoint)
-        _trim_heap()
+        trim_heap()
         return tokenizer
     from transformers import AutoTokenizer
 
@@ -103,8 +103,11 @@ def gguf_tokenizer(checkpoint: Checkpoint) -> PlainTokenizer:
     )
 
 
-def _trim_heap() -> None:
-    """Give the heap's free pages back, 40 MB for Gemma's merges: weights are mapped and cannot use them."""
+def trim_heap() -> None:
+    """Give the heap's free pages back: 40 MB after Gemma's merges are made, 200 MB after its tokenizer is gone.
+
+    Weights and activations, mapped or large, cannot use them.
+    """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:  # glibc has it, musl does not
         trim(0)
