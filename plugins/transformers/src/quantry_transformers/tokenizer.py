@@ -104,7 +104,7 @@ def gguf_tokenizer(checkpoint: Checkpoint) -> PlainTokenizer:
 
 
 def trim_heap() -> None:
-    """Give the heap's free pages back: 40 MB after Gemma's merges are made, 200 MB after its tokenizer is gone.
+    """Give the heap's free pages back: 40 MB after Gemma's merges are made, 200 MB when a tokenizer has gone.
 
     Weights and activations, mapped or large, cannot use them.
     """
