@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 
 VOCAB = 96
@@ -297,3 +298,76 @@ def piece_vocabulary() -> dict[str, Any]:
             "vocab": {t: i for i, t in enumerate(tokens)}, "merges": merges,
         },
     }  # fmt: skip
+
+
+@dataclass
+class Lora:
+    """Random changes of a model's matrices: weight name → a [r, K], b [N, r]; each is scale · b · a."""
+
+    arch: str
+    halves: dict[str, tuple[torch.Tensor, torch.Tensor]]
+    rank: int
+    scale: float = 2.0
+
+    def gguf(self, path: Path, dtype: Any = np.float32, arch: str | None = None) -> Path:
+        """As llama.cpp's convert_lora_to_gguf.py writes them, with alpha = scale · rank."""
+        writer = gguf.GGUFWriter(path, arch or self.arch)
+        writer.add_type("adapter")
+        writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+        writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, self.scale * self.rank)
+        names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[_gguf_arch(self.arch)], 8)
+        for weight, (a, b) in self.halves.items():
+            name = names.get_name(weight.removesuffix(".weight")) + ".weight"
+            first, second = a.numpy(), b.numpy()
+            if name == "token_embd.weight":
+                first, second = second, first.T
+            if self.arch in ("llama", "mistral") and ("q_proj" in weight or "k_proj" in weight):
+                second = permute(second, 4 if "q_proj" in weight else 2)
+            writer.add_tensor(name + ".lora_a", np.ascontiguousarray(first, dtype))
+            writer.add_tensor(name + ".lora_b", np.ascontiguousarray(second, dtype))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return path
+
+    def peft(self, path: Path) -> Path:
+        """As peft saves them, with lora_alpha = scale · rank."""
+        path.mkdir()
+        config = {"peft_type": "LORA", "r": self.rank, "lora_alpha": self.scale * self.rank}
+        (path / "adapter_config.json").write_text(json.dumps(config))
+        tensors = {}
+        for weight, (a, b) in self.halves.items():
+            stem = "base_model.model." + weight.removesuffix(".weight")
+            if weight.endswith("embed_tokens.weight"):
+                tensors[f"{stem}.lora_embedding_A"], tensors[f"{stem}.lora_embedding_B"] = b.T, a.T
+            else:
+                tensors[f"{stem}.lora_A.weight"], tensors[f"{stem}.lora_B.weight"] = a, b
+        save_file({n: t.clone().contiguous() for n, t in tensors.items()}, path / "adapter_model.safetensors")
+        return path
+
+    def add_to(self, model: Any, scale: float = 1.0) -> Any:
+        """The float64 model with changed weights; a tied head keeps its weight, as in peft and llama.cpp."""
+        for weight, (a, b) in self.halves.items():
+            module = model.get_submodule(weight.removesuffix(".weight"))
+            change = scale * self.scale * b.double() @ a.double()
+            module.weight = torch.nn.Parameter(module.weight.detach() + change, requires_grad=False)
+        return model
+
+
+@pytest.fixture(scope="session")
+def lora() -> Callable[..., Lora]:
+    """lora(tiny, rank=4, only="", seed=0): of its linear layers and embedding with `only` in their names."""
+
+    def make(tiny: Tiny, rank: int = 4, only: str = "", seed: int = 0) -> Lora:
+        generator = torch.Generator().manual_seed(seed)
+        halves = {}
+        kinds = (torch.nn.Linear, torch.nn.Embedding)
+        for name, module in tiny.model.named_modules():
+            if isinstance(module, kinds) and name != "lm_head" and only in name:
+                rows, columns = module.weight.shape
+                a = torch.randn(rank, columns, generator=generator) / math.sqrt(columns)
+                halves[f"{name}.weight"] = a, torch.randn(rows, rank, generator=generator) / 4
+        return Lora(tiny.arch, halves, rank)
+
+    return make

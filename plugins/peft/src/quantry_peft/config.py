@@ -41,6 +41,7 @@ _REFUSED = {
     "target_parameters": "LoRA on bare parameters (target_parameters)",
     "layer_replication": "layers that occur several times (layer_replication)",
 }
+_REPEATED_GROUP = re.compile(r"\)[*+{]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +128,8 @@ def _pattern(fields: Mapping[str, Any], name: str, path: Path, kind: type) -> di
             re.compile(key)
         except re.error as e:
             raise HeaderError(f"{name} has the key {key!r}, no regular expression: {e}", file=path) from e
+        if _REPEATED_GROUP.search(key):  # matching it may take for ever
+            raise HeaderError(f"{name} has the key {key!r}, which repeats a group", file=path)
     return {key: _number(given, key, path, kind, f"{name}[{key!r}]") for key in given}
 
 
