@@ -79,3 +79,15 @@ def test_a_model_in_place_refuses_importance_it_has_no_weight_for():
         quantry.quantize_model(model, "f16", importance={"1": torch.ones(32)})
     assert e.value.tensor == "1"
     assert isinstance(model[0], torch.nn.Linear)
+
+
+def test_a_stack_of_experts_may_be_given_as_one_vector():
+    from quantry.isq_checks import importance_of
+
+    quantizer = quantry.registry().quantizers["f32"]
+    flat = torch.arange(6.0)
+    found = importance_of({"e": flat}, quantizer, "e", (3, 5, 2))
+    assert found is not None
+    assert found.tolist() == [[0, 1], [2, 3], [4, 5]]
+    with pytest.raises(UsageError, match="importance has shape"):
+        importance_of({"e": flat}, quantizer, "e", (2, 5, 2))

@@ -15,6 +15,7 @@ from imatrix_files import Entry, cimatrix, gguf_imatrix, legacy
 
 import quantry
 from quantry import Importance
+from quantry.testing import ImportanceFormatSuite
 from quantry_gguf.imatrix_binary import Cimatrix, LegacyImatrix
 from quantry_gguf.imatrix_gguf import GgufImatrix
 
@@ -161,6 +162,18 @@ class TestCimatrix:
 
 NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=12)
 MEANS = st.lists(st.floats(0, 2**99, width=32, allow_subnormal=False), min_size=1, max_size=9)
+
+
+class TestGgufSuite(ImportanceFormatSuite):
+    format = GgufImatrix()
+
+
+class TestLegacySuite(ImportanceFormatSuite):
+    format = LegacyImatrix()
+
+
+class TestCimatrixSuite(ImportanceFormatSuite):
+    format = Cimatrix()
 
 
 @pytest.mark.parametrize("fmt", [GgufImatrix(), LegacyImatrix(), Cimatrix()], ids=lambda f: f.name)

@@ -63,6 +63,7 @@ def importance_of(
 ) -> Tensor | None:
     """The importance of a weight, [K] or [experts, K], by its name or that without `.weight`; None without.
 
+    Files that do not say how a stack is divided give [experts · K].
     Raises UsageError for one of another shape, and for a quantizer that needs more than importance.
     """
     if quantizer.needs in ("hessian", "inputs"):
@@ -70,6 +71,8 @@ def importance_of(
             f"{quantizer.name} needs {quantizer.needs} from calibration; ISQ has none", tensor=name
         )
     found = stats.get(name, stats.get(name.removesuffix(".weight")))
+    if found is not None and len(shape) == 3 and tuple(found.shape) == (shape[0] * shape[-1],):
+        found = found.view(shape[0], shape[-1])
     fitting = [shape[-1:]] if len(shape) < 3 else [shape[-1:], (shape[0], shape[-1])]
     if found is not None and tuple(found.shape) not in fitting:
         raise UsageError(f"importance has shape {list(found.shape)}, the weight {list(shape)}", tensor=name)
