@@ -37,9 +37,7 @@ def test_the_first_weight_that_the_model_lacks_is_named(made, lora, tmp_path):
         "model.layers.7.mlp.gate_proj.weight": change.halves[UP],
     }
     assert refused(made, change.gguf(tmp_path / "lora")).tensor == "blk.7.ffn_up.weight"
-    error = refused(made, change.peft(tmp_path / "folder"))
-    assert error.tensor.startswith("model.layers.7.mlp.")
-    assert ".mlp.up_proj" in error.hint
+    assert refused(made, change.peft(tmp_path / "folder")).tensor.startswith("model.layers.7.mlp.")
 
 
 @pytest.mark.parametrize(

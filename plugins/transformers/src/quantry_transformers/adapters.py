@@ -20,7 +20,6 @@ from quantry import (
     ShapeError,
     UsageError,
     dtype_name,
-    nearest,
     swap,
 )
 from quantry_transformers import names
@@ -126,7 +125,7 @@ def _parts_by_module(
         if shape is None:
             raise UsageError(
                 f"is made for a weight that {type(model).__name__} lacks", file=adapter.path, tensor=name,
-                hint=nearest(stem, [n for n, m in model.named_modules() if _shape(model, n)]),
+                hint="An adapter fits the model that it was trained on, of that size and kind only.",
             )  # fmt: skip
         if part.shape != shape:
             raise ShapeError(
