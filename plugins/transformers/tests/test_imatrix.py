@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,9 @@ import transformers
 from click.testing import CliRunner, Result
 
 import quantry
+from quantry import Importance, ImportanceFormat
 from quantry.cli import cli
+from quantry_transformers import imatrix_command
 from quantry_transformers.importance import SquareSums, collect_importance, default_text
 
 KEYS = {"tensors", "chunks", "tokens", "seconds", "tokens_per_s", "output", "peak_rss_bytes"}
@@ -169,6 +172,31 @@ def test_an_output_that_cannot_be_is_refused_before_the_work(
     result = imatrix(tmp_path / "no model", "-o", tmp_path / out, "--text", text)
     assert result.exit_code == 2
     assert said in result.output
+
+
+def test_a_format_without_names_for_the_model_is_refused_at_its_first_layer(
+    tmp_path: Path, text: Path, hf_folder: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Foreign(ImportanceFormat):
+        name, suffixes, convention = "foreign", (".foreign",), "nobody's"
+
+        def detect(self, path: Path, head: bytes) -> bool:
+            return False
+
+        def read(self, path: Path) -> Importance:
+            raise NotImplementedError
+
+        def write(self, path: Path, importance: Importance) -> None:
+            raise NotImplementedError
+
+    known = quantry.registry()
+    more = SimpleNamespace(importance_formats=[Foreign()], runtimes=known.runtimes)
+    monkeypatch.setattr(imatrix_command, "registry", lambda: more)
+    hf_folder(tmp_path / "m", transformers.LlamaConfig(**CONFIG))
+    result = imatrix(tmp_path / "m", "-o", tmp_path / "x.foreign", "--text", text, "--chunk-tokens", 32)
+    assert result.exit_code == 2, result.output
+    assert "model.layers.0.self_attn.q_proj.weight" in result.output
+    assert "no name for it" in result.output
 
 
 def test_a_model_that_no_runtime_knows_is_refused(tmp_path: Path, text: Path) -> None:

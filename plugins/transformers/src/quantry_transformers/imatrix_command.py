@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ import click
 from quantry import UsageError, peak_rss_bytes, progress, registry, write_importance
 
 if TYPE_CHECKING:
-    from quantry import Checkpoint, Importance
+    from quantry import Checkpoint, Importance, ImportanceFormat
 
 __all__ = ["imatrix"]
 
@@ -64,12 +63,13 @@ def imatrix(model: str, out: Path, text: Path | None, as_json: bool, **options: 
     """
     import quantry
 
-    _check_output(out)
+    fmt = _format_of(out)
     words = None if text is None else _read(text)
     start = time.perf_counter()
     checkpoint = quantry.open(model)
+    options |= {"datasets": () if text is None else (text.name,), "nameable": _nameable(fmt, checkpoint)}
     with progress("imatrix") as tick:
-        found = _collect(checkpoint, words, text, tick, options)
+        found = _collect(checkpoint, words, progress=tick, **options)
     write_importance(out, found, checkpoint)
     report = _report(found, out, time.perf_counter() - start)
     if as_json:
@@ -81,24 +81,32 @@ def imatrix(model: str, out: Path, text: Path | None, as_json: bool, **options: 
         )
 
 
-def _collect(
-    checkpoint: Checkpoint, words: str | None, text: Path | None, tick: Callable[[int, int, str], None],
-    options: dict[str, Any],
-) -> Importance:  # fmt: skip
+def _collect(checkpoint: Checkpoint, text: str | None, **options: Any) -> Importance:
     from quantry_transformers.importance import collect_importance
 
-    datasets = () if text is None else (text.name,)
-    return collect_importance(checkpoint, words, datasets=datasets, progress=tick, **options)
+    return collect_importance(checkpoint, text, **options)
 
 
-def _check_output(out: Path) -> None:
-    """Before the work, not after it: a folder to write to, and a suffix that some format has."""
-    known = [suffix for fmt in registry().importance_formats for suffix in fmt.suffixes]
-    if out.suffix not in known:
+def _format_of(out: Path) -> ImportanceFormat:
+    """Of the suffix. Before the work, not after it: a folder to write to must be there as well."""
+    known = registry().importance_formats
+    fmt = next((fmt for fmt in known if out.suffix in fmt.suffixes), None)
+    if fmt is None:
+        endings = ", ".join(ending for fmt in known for ending in fmt.suffixes)
         raise UsageError(f"no installed format of importance ends in {out.suffix!r}", file=out,
-                         hint=f"Known endings: {', '.join(known)}.")  # fmt: skip
+                         hint=f"Known endings: {endings}.")  # fmt: skip
     if not out.parent.is_dir():
         raise UsageError("the folder does not exist", file=out.parent, hint="Make it first.")
+    return fmt
+
+
+def _nameable(fmt: ImportanceFormat, checkpoint: Checkpoint) -> frozenset[str] | None:
+    """The weights that the format has a name for; None: all."""
+    if fmt.convention is None:
+        return None
+    runtimes = [runtime for runtime in registry().runtimes if runtime.why_not(checkpoint) is None]
+    names = [runtime.other_names(checkpoint, fmt.convention).values() for runtime in runtimes]
+    return frozenset(name for values in names for name in values)
 
 
 def _read(path: Path) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,13 +31,15 @@ def collect_importance(
     output_head: bool = True,
     device: str = "cpu",
     datasets: tuple[str, ...] = (),
+    nameable: Collection[str] | None = None,
     progress: Callable[[int, int, str], None] | None = None,
     trust_remote_code: bool = False,
 ) -> Importance:
     """Mean squared activations of every linear layer, stack of experts and the output head, over a text.
 
     text: None takes the one that is shipped. output_head: a head that shares the embedding's weight stands
-    under the embedding's name. datasets: names of the texts, kept beside the values.
+    under the embedding's name. datasets: names of the texts, kept beside the values. nameable: weights that
+    the result can be written for; UsageError names the first other one when it is seen.
     Raises UsageError as `quantry.Runtime.calibrate` does, ValueDomainError naming the first weight whose
     input holds NaN or Inf.
     """
@@ -47,7 +49,16 @@ def collect_importance(
         raise UsageError(f"its model cannot be run: {reason}", file=checkpoint.source.path)
     if text is None:
         text, datasets = default_text(), (_DEFAULT_TEXT,)
-    sums = SquareSums(lambda name: output_head or role_of(name, (1, 1)) not in ("head", "embedding"))
+
+    def takes(name: str) -> bool:
+        if not output_head and role_of(name, (1, 1)) in ("head", "embedding"):
+            return False
+        if nameable is not None and name not in nameable:
+            raise UsageError("files of this kind have no name for it", tensor=name,
+                             hint="Write to a .safetensors or .cimatrix file.")  # fmt: skip
+        return True
+
+    sums = SquareSums(takes)
     try:
         done = calibrate(
             checkpoint, text, sums, chunks=chunks, chunk_tokens=chunk_tokens, device=device,
