@@ -136,6 +136,7 @@ def test_a_config_that_is_nonsense_is_a_header_error(folder):
         {"num_attention_heads": 0},
         {"hidden_size": 63},
         {"num_hidden_layers": 10**9},
+        {"pad_token_id": 10**9},
     ):
         (path / "config.json").write_text(json.dumps({**config, **wrong}))
         with pytest.raises(quantry.FormatError):

@@ -98,7 +98,9 @@ def skeleton(
     try:
         with torch.device("meta"), _quiet():
             return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
-    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError) as e:
+    except (
+        ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, AssertionError,
+    ) as e:  # fmt: skip
         raise HeaderError(
             f"transformers cannot build {config.model_type!r} from this configuration: {e}"
         ) from e
