@@ -23,7 +23,7 @@ GEMMA = {"head_dim": 32, "query_pre_attn_scalar": 32, "num_hidden_layers": 7}
 
 def keys(kind, **fields):
     config = transformers.AutoConfig.for_model(kind, **{**SMALL, **fields})
-    return architecture_keys(config, GGUF_MODELS[kind], 96, "config.json")
+    return architecture_keys(config, GGUF_MODELS[kind], "config.json")
 
 
 @pytest.mark.parametrize("kind", sorted(GGUF_MODELS))
@@ -69,7 +69,7 @@ def test_llama3_factors_divide_the_frequencies_as_transformers_does():
     config = transformers.LlamaConfig(
         **{**SMALL, "max_position_embeddings": 65536}, head_dim=64, rope_parameters=LLAMA3
     )
-    found, tensors = architecture_keys(config, GGUF_MODELS["llama"], 96, "x")
+    found, tensors = architecture_keys(config, GGUF_MODELS["llama"], "x")
     assert "llama.rope.scaling.type" not in found
     theirs, _ = transformers.modeling_rope_utils.ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
     plain = 1.0 / 500_000.0 ** (torch.arange(0, 64, 2, dtype=torch.float32) / 64)
@@ -105,7 +105,7 @@ def test_longrope_of_phi3():
     config = transformers.Phi3Config(
         **sizes, pad_token_id=0, rope_parameters={**rope, "short_factor": short, "long_factor": long}
     )
-    found, tensors = architecture_keys(config, GGUF_MODELS["phi3"], 96, "x")
+    found, tensors = architecture_keys(config, GGUF_MODELS["phi3"], "x")
     assert found["phi3.rope.dimension_count"] == 12
     assert found["phi3.rope.scaling.original_context_length"] == 256
     _, attention = transformers.modeling_rope_utils.ROPE_INIT_FUNCTIONS["longrope"](config, "cpu")

@@ -326,6 +326,16 @@ LAYER = "model.layers.1"
             "model.layers.2.mlp.up_proj.weight",
             "states 2 layers",
         ),
+        (
+            lambda t: t.update({f"{LAYER}.mlp.up_proj.bias": torch.zeros(128)}),
+            f"{LAYER}.mlp.up_proj.bias",
+            "has no such parameter",
+        ),
+        (
+            lambda t: t.update({f"{LAYER}.mlp.up_proj.weight": torch.zeros(64, 128)}),
+            f"{LAYER}.mlp.up_proj.weight",
+            r"has shape \[64, 128\], LlamaForCausalLM needs \[128, 64\]",
+        ),
     ],
 )
 def test_tensors_too_many_or_too_few_are_named(tiny, model_folder, edit, named, said):
@@ -368,12 +378,21 @@ def test_heads_that_llama_cpp_has_otherwise_are_refused(tiny, model_folder):
         gguf_state(quantry.open(model_folder(made.model)))
 
 
-def test_an_embedding_of_too_few_rows_is_refused(tiny, model_folder):
+@pytest.mark.parametrize("key", ["vocab_size", "intermediate_size", "num_key_value_heads"])
+def test_a_configuration_that_the_shapes_contradict_is_refused(tiny, model_folder, key):
     folder = model_folder(tiny("llama", "F32").model)
     file = folder / "config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "vocab_size": 97}))
-    with pytest.raises(quantry.HeaderError, match="vocab_size is 97"):
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps({**config, key: 4 * config[key]}))
+    with pytest.raises(quantry.FormatError, match="LlamaForCausalLM needs"):
         gguf_state(quantry.open(folder))
+
+
+def test_one_expert_is_a_stack(model_folder):
+    sizes = {**SIZES, "num_experts_per_tok": 1}
+    model = random_model(transformers.MixtralConfig(**sizes, num_local_experts=1))
+    weights = gguf_state(quantry.open(model_folder(model))).weights
+    assert weights.load("blk.0.ffn_down_exps.weight").shape == (1, 64, 96)
 
 
 def test_rows_beyond_the_vocabulary_are_unused_tokens(tiny, model_folder):

@@ -27,12 +27,11 @@ _COMMON = {
 
 
 def architecture_keys(
-    config: PreTrainedConfig, model: GgufModel, vocab_size: int, file: str
+    config: PreTrainedConfig, model: GgufModel, file: str
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Keys below `<architecture>.`, and the tensors of rotary factors, float32 [rotated / 2].
 
-    vocab_size: rows of the embedding. Raises UsageError for a configuration that llama.cpp would compute
-    otherwise.
+    Raises UsageError for a configuration that llama.cpp would compute otherwise.
     """
     arch = model.arch
     known = Fields(config, arch.gguf, file)
@@ -41,7 +40,7 @@ def architecture_keys(
     integers = {**_COMMON, **model.integers}
     keys: dict[str, Any] = {key: known.integer(field) for key, field in integers.items()}
     if model.vocab_size:
-        keys["vocab_size"] = vocab_size
+        keys["vocab_size"] = known.integer("vocab_size")
     keys["attention.layer_norm_rms_epsilon"] = known.real("rms_norm_eps")
     heads, hidden = known.integer("num_attention_heads"), known.integer("hidden_size")
     if not heads:

@@ -32,13 +32,14 @@ class Origin:
     """What a GGUF tensor is made of.
 
     weight: the model's name of it, experts as one stack, gate and up apart. stored: the checkpoint's tensors;
-    several are one an expert, in order. first, rows: of every expert's rows these only; rows 0: all.
+    of a stack one an expert, in order, else one. first, rows: of every expert's rows these only; rows 0: all.
     """
 
     weight: str
     stored: tuple[str, ...]
     first: int = 0
     rows: int = 0
+    is_stack: bool = False
 
     @property
     def is_part(self) -> bool:
@@ -72,7 +73,7 @@ def origins(checkpoint: Checkpoint, model: GgufModel, layers: int, tied: bool) -
     """GGUF name → what the tensor is made of, in the order of the model's layers.
 
     tied: the head is the embedding, whatever the checkpoint holds beside it.
-    Raises FormatError naming the first tensor that has no place, or that lacks.
+    Raises FormatError naming the first tensor that has no place, or the expert that makes no stack.
     """
     file = checkpoint.source.path
     made, homeless = _made_of(checkpoint, model)
@@ -84,23 +85,16 @@ def origins(checkpoint: Checkpoint, model: GgufModel, layers: int, tied: bool) -
     if tied:
         made.pop("output.weight", None)
     for origin in made.values():
-        if len(origin.stored) > 1:
+        if origin.is_stack:
             _check_stack(checkpoint, origin)
-    blocks = [f"blk.{i}.{module}.weight" for i in range(layers) for module in model.arch.block]
-    wanted = ["token_embd.weight", *blocks, "output_norm.weight", *(() if tied else ("output.weight",))]
-    for name in wanted:
-        if name not in made:
-            weight = names.to_hf(name, model.arch)
-            raise FormatError(
-                f"is missing; {model.arch.model_class} needs it", file=file, tensor=weight or name
-            )
-    place = {name.removesuffix(".weight"): i for i, name in enumerate(wanted)}
-    for name in made:
+    blocks = [f"blk.{i}.{module}" for i in range(layers) for module in model.arch.block]
+    place = {module: i for i, module in enumerate(["token_embd", *blocks, "output_norm", "output"])}
+    for name, origin in made.items():
         if name.rpartition(".")[0] not in place:
             raise FormatError(
                 f"config.json states {layers} layers; this tensor is of another",
                 file=file,
-                tensor=made[name].stored[0],
+                tensor=origin.stored[0],
             )
     return dict(sorted(made.items(), key=lambda item: place[item[0].rpartition(".")[0]]))
 
@@ -124,7 +118,7 @@ def _made_of(checkpoint: Checkpoint, model: GgufModel) -> tuple[dict[str, Origin
             taken |= {name, down}
     for weight, by_index in experts.items():
         stored = tuple(by_index[i] for i in sorted(by_index))
-        found.append(Origin(weight, stored))
+        found.append(Origin(weight, stored, is_stack=True))
         taken.update(stored)
     found += [Origin(name, (name,)) for name in entries if name not in taken]
     made: dict[str, Origin] = {}

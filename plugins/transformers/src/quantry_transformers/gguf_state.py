@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from quantry import Dense, Exported, HeaderError, Layout, QuantizedTensor, TensorEntry, UsageError, nearest
+from quantry_transformers.gguf_checks import check_shapes
 from quantry_transformers.gguf_metadata import architecture_keys
 from quantry_transformers.gguf_models import GgufModel, gguf_model
 from quantry_transformers.gguf_names import Origin, origins
@@ -34,7 +35,7 @@ def gguf_state(checkpoint: Checkpoint) -> Exported:
 
     config: key → str, bool, int (u32), float (f32), list of str, or a numpy array of the type to write.
     Raises UsageError for a model, configuration or tokenizer that llama.cpp would compute otherwise, and
-    FormatError naming a tensor that is missing, or that GGUF has no place for.
+    FormatError naming a tensor that is missing, of another shape, or that GGUF has no place for.
     """
     file = str(checkpoint.source.root / "config.json")
     model = gguf_model(checkpoint.config, file)
@@ -42,16 +43,14 @@ def gguf_state(checkpoint: Checkpoint) -> Exported:
     tied = bool(config.tie_word_embeddings)
     _check_head(model, tied, file)
     made = origins(checkpoint, model, config.num_hidden_layers, tied)
-    rows = checkpoint.entry(made["token_embd.weight"].stored[0]).shape[0]
-    if rows < config.vocab_size:
-        raise HeaderError(f"vocab_size is {config.vocab_size}, but the embedding has {rows} rows", file=file)
-    keys, factors = architecture_keys(config, model, rows, file)
+    check_shapes(checkpoint, made, config)
+    keys, factors = architecture_keys(config, model, file)
     general = {
         "general.architecture": model.arch.gguf,
         "general.type": "model",
         "general.name": _name(checkpoint),
     }
-    tokens = tokenizer_keys(checkpoint.source, checkpoint.config, rows)
+    tokens = tokenizer_keys(checkpoint.source, checkpoint.config, config.vocab_size)
     weights = GgufWeights(checkpoint, made, factors, model, config)
     return Exported({**general, **keys, **tokens}, weights, {})
 
@@ -91,7 +90,7 @@ class GgufWeights:
             values = torch.from_numpy(self._factors[name])
             return _dense(values if rows is None else values[rows].clone())
         origin = self._made[name]
-        if len(origin.stored) > 1:
+        if origin.is_stack:
             return self._stacked(origin, rows)
         (stored,) = origin.stored
         if (heads := self._permuted(name)) is not None:
@@ -105,7 +104,7 @@ class GgufWeights:
 
     def _entry(self, name: str, origin: Origin) -> TensorEntry:
         found = replace(self._checkpoint.entry(origin.stored[0]), name=name, place=None)
-        if len(origin.stored) > 1:
+        if origin.is_stack:
             return replace(found, shape=(len(origin.stored), *found.shape), ops=("experts",))
         if origin.is_part:
             shape = (found.shape[0], origin.rows, found.shape[2])
