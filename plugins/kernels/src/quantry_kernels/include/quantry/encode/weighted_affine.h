@@ -4,7 +4,7 @@
 //
 // A start is a scale and an offset: the given ones, and those of the group's range with either end moved inward by 0, 1 or 2
 // steps. From each, codes and the least-squares line through them take turns; the line of the least error is kept. llama.cpp's
-// make_qkx3_quants searches so, from ranges that shrink at one end, with one turn each; here the error is that of the numbers
+// make_qkx3_quants searches so, from ranges whose upper end moves, with one turn each; here the error is that of the numbers
 // as they are stored.
 #pragma once
 #include "across.h"
