@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from quantry import (
     AdapterFormat,
@@ -16,6 +17,9 @@ from quantry import (
     UqffCodec,
     hookimpl,
 )
+
+if TYPE_CHECKING:
+    import click
 
 
 @hookimpl
@@ -74,6 +78,13 @@ def quantry_importance_formats() -> Iterable[ImportanceFormat]:
     from quantry_gguf.imatrix_gguf import GgufImatrix
 
     return [LegacyImatrix(), GgufImatrix(), Cimatrix()]
+
+
+@hookimpl
+def quantry_commands(cli: click.Group) -> None:
+    from quantry_gguf.command import gguf
+
+    cli.commands["convert"].add_command(gguf)  # type: ignore[attr-defined]  # it is a group
 
 
 @hookimpl
