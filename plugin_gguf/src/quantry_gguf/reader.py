@@ -75,7 +75,8 @@ class GgufFormat(Format):
         header = parts[0].header
         split = f", {len(parts)} parts" if len(parts) > 1 else ""
         why = f"{name} begins with GGUF: version {header.version}, {header.byteorder}-endian{split}"
-        return Detection(self.name, 100 if source.is_file else 50, why, {"parts": parts})
+        # a folder of another format may hold a GGUF file made from it, or importance for it
+        return Detection(self.name, 100 if source.is_file else 40, why, {"parts": parts})
 
     def entries(self, source: Source, detection: Detection) -> Iterable[TensorEntry]:
         """Every tensor under its GGUF name, part by part; `ops` by llama.cpp's naming rules."""

@@ -35,8 +35,9 @@ def gguf_file(source: Source) -> str | None:
     for name in source.with_suffix(".gguf"):
         match = _NAME.match(name)
         models.setdefault(match["prefix"] if match else name, name)
-    # a vision projector lies beside the model it belongs to
-    candidates = [name for name in models.values() if not name.startswith("mmproj")] or list(models.values())
+    # a vision projector, or importance, lies beside the model it belongs to
+    beside = ("mmproj", "imatrix")
+    candidates = [name for name in models.values() if not name.startswith(beside)] or list(models.values())
     if len(candidates) > 1:
         raise UsageError(
             f"holds several GGUF models: {', '.join(candidates[:8])}",
