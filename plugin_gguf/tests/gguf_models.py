@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,15 @@ VOCABULARY = 4
 
 @dataclass(frozen=True)
 class Synthetic:
-    """A model by its key-values and shapes (outermost dimension first): rows are few, they change nothing."""
+    """A model by its key-values and shapes (outermost dimension first): rows are few, they change nothing.
+
+    no_file: llama.cpp would not load a file of these key-values.
+    """
 
     arch: str
     values: dict[str, Any]
     tensors: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    no_file: bool = False
 
     @property
     def config(self) -> dict[str, Any]:
@@ -90,6 +94,17 @@ MODELS = {
         },
     ),
 }  # fmt: skip
+
+_OF_SPECIAL = (
+    "attn_q_a", "attn_q_b", "attn_kv_b", "attn_k_b", "attn_v_b", "attn_kv_a_mqa", "nextn.eh_proj", "hc_a",
+    "indexer.attn_q_b", "indexer.attn_k", "indexer.k_proj", "indexer.proj", "indexer_compressor_gate",
+    "indexer_compressor_ape", "ssm_f_a", "ssm_f_b", "ssm_g_a", "ssm_g_b", "ssm_beta", "time_mix_w1",
+    "ffn_gate_tid2eid",
+)  # fmt: skip
+for _arch in ("glm5-next", "bailingmoe3", "deepseek2"):
+    _extra: dict[str, tuple[int, ...]] = {f"blk.{{}}.{name}.weight": (2, 256) for name in _OF_SPECIAL}
+    _extra["blk.{}.attn_k_cube.weight"] = (3, 2, 256)
+    MODELS[_arch] = replace(_model(_arch, 9, 8, 2, experts=4, extra=_extra), no_file=True)
 
 
 def write_model(path: Path, model: Synthetic, dtype: str = "f32", seed: int = 0) -> Path:

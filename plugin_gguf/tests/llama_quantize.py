@@ -25,7 +25,7 @@ def quantize(
 
     silence(api)
     params = api.llama_model_quantize_default_params()
-    params.nthread, params.ftype, params.pure = 1, file_type(name).id, pure
+    params.nthread, params.ftype, params.pure = 2, file_type(name).id, pure
     params.allow_requantize = requantize
     params.output_tensor_type = COUNT if output is None else BY_NAME[output].id
     params.token_embedding_type = COUNT if embedding is None else BY_NAME[embedding].id

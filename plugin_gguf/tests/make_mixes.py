@@ -18,18 +18,21 @@ sys.path.insert(0, str(Path(__file__).parent))
 from gguf_files import open_gguf
 from gguf_models import MODELS, importance_of, in_order, write_model
 from llama_quantize import quantize
+from llama_types import types
 from mix_cases import GOLDEN, Case, cases, short
 
 
 def given(case: Case, source: Path, target: Path) -> dict[str, str] | None:
     """Name → type in llama.cpp's order, None where it refuses."""
     model = MODELS[case.model]
+    if model.no_file:
+        return types(model, case.file)
     importance = importance_of(model) if case.importance else None
     if not quantize(source, target, case.file, importance=importance, **case.arguments):
         return None
-    types = {e.name: e.place.type.name for e in open_gguf(target).entries()}
-    assert list(types) == in_order(model)
-    return types
+    found = {e.name: e.place.type.name for e in open_gguf(target).entries()}
+    assert list(found) == in_order(model)
+    return found
 
 
 def main() -> None:
@@ -39,8 +42,8 @@ def main() -> None:
         for name, model in MODELS.items():
             source = write_model(Path(folder) / "in.gguf", model)
             for case in (case for case in cases() if case.model == name):
-                types = given(case, source, target)
-                found.setdefault(name, {})[case.key] = None if types is None else short(types)
+                made = given(case, source, target)
+                found.setdefault(name, {})[case.key] = None if made is None else short(made)
             print(name, len(found[name]), flush=True)
     GOLDEN.write_text(_text(found))
 

@@ -14,14 +14,22 @@ from quantry_gguf.mixes import FILE_TYPES
 
 GOLDEN = Path(__file__).parent / "fixtures" / "mixes.json"
 _LARGE = ("Q2_K", "Q3_K_S", "Q3_K_M", "Q4_K_M", "Q5_K_M", "IQ4_XS", "IQ2_M", "IQ3_XS")
+_NEEDLESS = (  # of importance: the rules alone do not refuse
+    "Q4_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_K_S", "Q4_K_M", "Q5_K_M", "Q6_K",
+    "IQ3_S", "IQ3_M", "IQ4_XS", "TQ2_0", "MXFP4_MOE", "Q1_0", "Q2_0",
+)  # fmt: skip
+_WITH_OPTIONS = (
+    "llama of groups of 4",
+    "llama without groups, tied",
+    "mixtral, 8 experts",
+    "kept tensors",
+)
 _OPTIONS: dict[str, dict[str, Any]] = {
     "pure": {"pure": True},
     "output q8_0": {"output": "q8_0"},
     "embedding q4_0": {"embedding": "q4_0"},
     "both, pure": {"output": "q5_k", "embedding": "q3_k", "pure": True},
-    "overrides": {
-        "overrides": (("ffn_(up|gate)", "q8_0"), ("ffn", "iq4_nl"), (r"^blk\.[01]\.attn_v", "f16"))
-    },
+    "overrides": {"overrides": (("ffn_(up|gate)", "q8_0"), ("ffn", "iq4_nl"), ("^blk.[01].attn_v", "f16"))},
     "overridden embedding": {"overrides": (("embd", "q8_0"),), "embedding": "q4_0"},
 }
 
@@ -49,18 +57,15 @@ def cases() -> list[Case]:
         Case(name, t.name, importance)
         for name, model in MODELS.items()
         for t in FILE_TYPES
+        if not model.no_file
         if model.values["block_count"] < 80 or t.name in _LARGE
         for importance in (False, True)
         if not (importance and t.is_dense)
     ]
+    found += [Case(n, file, False) for n, model in MODELS.items() if model.no_file for file in _NEEDLESS]
     found += [
         Case(name, file, True, options)
-        for name in (
-            "llama of groups of 4",
-            "llama without groups, tied",
-            "mixtral, 8 experts",
-            "kept tensors",
-        )
+        for name in _WITH_OPTIONS
         for file in ("Q4_K_M", "IQ3_XXS", "Q4_0", "BF16")
         for options in _OPTIONS
         if not (file == "BF16" and "overrid" in options)
@@ -69,7 +74,10 @@ def cases() -> list[Case]:
 
 
 def short(types: Mapping[str, str]) -> dict[str, str]:
-    """Name without the block's number → the types of all blocks in order, runs as `q4_k*3`."""
+    """Name without the block's number → the types of all blocks in order, runs as `q4_k*3`.
+
+    Kinds that are float32 everywhere are left out, as the source is.
+    """
     kinds: dict[str, list[str]] = {}
     for name, type in types.items():
         parts = name.split(".")
@@ -78,6 +86,7 @@ def short(types: Mapping[str, str]) -> dict[str, str]:
     return {
         kind: " ".join(f"{t}*{n}" if (n := len(list(run))) > 1 else t for t, run in groupby(found))
         for kind, found in sorted(kinds.items())
+        if set(found) != {"f32"}
     }
 
 
