@@ -67,6 +67,7 @@ METHODS = {
     "plugin_fp8": ("fp8", "quantry-fp8", ["fp8", "fp8_channel", "f8q8"]),
     "plugins/hqq": ("hqq", "quantry-hqq", ["hqq4", "hqq8", "hqq4_axis1"]),
     "plugins/mx": ("mx", "quantry-mx", ["mxfp4"]),
+    "plugins/bnb": ("bnb", "quantry-bnb", ["nf4", "fp4"]),
 }
 
 
