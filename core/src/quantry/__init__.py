@@ -134,6 +134,7 @@ __all__ = [
     "Adapter",
     "AdapterFormat",
     "BUCKETS",
+    "Batch",
     "BufferSpec",
     "Calibrated",
     "Checkpoint",
@@ -166,6 +167,7 @@ __all__ = [
     "Numerics",
     "Observer",
     "OffsetError",
+    "OpenWork",
     "PackedModule",
     "PluginError",
     "Policy",
@@ -177,6 +179,7 @@ __all__ = [
     "Quantizer",
     "QuantryError",
     "Refused",
+    "RemoteWork",
     "Role",
     "Roof",
     "RowQuantizer",
@@ -194,6 +197,7 @@ __all__ = [
     "ValueDomainError",
     "WeightSource",
     "WeightUse",
+    "Workers",
     "canonical_name",
     "current_policy",
     "dtype_name",
@@ -258,7 +262,7 @@ if TYPE_CHECKING:
         ValueDomainError,
         nearest,
     )
-    from quantry.executor import Executor, TaskDone
+    from quantry.executor import Batch, Executor, TaskDone, Workers
     from quantry.explanation import explain
     from quantry.format import Detection, Format, TensorEntry, WeightSource
     from quantry.hookspecs import hookimpl
@@ -268,6 +272,7 @@ if TYPE_CHECKING:
     from quantry.isq import quantize
     from quantry.isq_checks import packed as pack_block
     from quantry.isq_model import pack_layer, quantize_model
+    from quantry.isq_remote import OpenWork, RemoteWork
     from quantry.kernel import BUCKETS, Kernel, Numerics, Problem
     from quantry.layout import BufferSpec, Layout, Shape
     from quantry.layouts import Dense, GroupedAffine, GroupedCodebook, ScaledFloat
