@@ -20,6 +20,7 @@ __all__ = [
     "BUCKETS",
     "BoundGroup",
     "BoundLinear",
+    "BoundLowRank",
     "Kernel",
     "Numerics",
     "NumericsMode",
@@ -32,6 +33,7 @@ Op = Literal["linear", "linear_dx", "embedding", "experts"]
 NumericsMode = Literal["exact", "strict", "fast"]
 BoundLinear = Callable[["Tensor", "Tensor | None"], "Tensor"]
 BoundGroup = Callable[["Tensor"], "list[Tensor]"]
+BoundLowRank = Callable[["Tensor", "Sequence[Tensor]"], None]
 
 BUCKETS = (1, 4, 16, 64, 256, 4096)
 """Row counts that a weight is resolved for; a call uses the smallest bucket that holds it, or the last."""
@@ -128,6 +130,13 @@ class Kernel(ABC):
         one.
 
         Layouts may differ within what `why_not` admits. Kept and dropped as what `bind` returns."""
+        return None
+
+    def bind_low_rank(self, a: Tensor, bs: Sequence[Tensor]) -> BoundLowRank | None:
+        """op "linear", family "dense": what adapters add, as one function of x and the y_i; None: torch adds.
+
+        y_i [N_i] += (x aᵀ)_i b_i for one row x [K], contiguous f32 as the y_i are; a [ΣR_i, K],
+        b_i [R_i, N_i]. Kept and dropped as what `bind` returns."""
         return None
 
     def linear_dx(self, dy: Tensor, w: Sequence[Tensor], layout: Layout, shape: Shape) -> Tensor:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.compiler import is_compiling
 from torch.nn import functional as F
 
+from quantry import ops
 from quantry.errors import ShapeError
+from quantry.plugins import registry
 
 if TYPE_CHECKING:
     from quantry.adapter import LowRank
+    from quantry.kernel import BoundLowRank
 
 __all__ = ["AdaptedEmbedding", "AdaptedExperts", "AdaptedLinear", "SharedInput"]
 
@@ -58,9 +62,7 @@ class _Adapted(nn.Module):
 
     def low_rank(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """a and b in a dtype."""
-        a: Tensor = self._buffers["a"]  # type: ignore[assignment]  # past nn.Module's search, at every call
-        b: Tensor = self._buffers["b"]  # type: ignore[assignment]
-        return (a, b) if a.dtype is dtype else (a.to(dtype), b.to(dtype))
+        return (self.a, self.b) if self.a.dtype is dtype else (self.a.to(dtype), self.b.to(dtype))
 
     def extra_repr(self) -> str:
         """The rank."""
@@ -90,13 +92,18 @@ class AdaptedLinear(_Adapted):
 
     def forward(self, x: Tensor) -> Tensor:
         """In x's dtype; products and their sum as torch makes them in that dtype."""
-        y: Tensor = self.base(x)
-        a, b = self.low_rank(x.dtype)
-        inner = F.linear(x, a)
-        if is_compiling() or y.requires_grad or not y.is_contiguous():
-            return y + inner @ b
-        _rows(y).addmm_(_rows(inner), b)
+        y: Tensor = self._modules["base"](x)  # type: ignore[misc]  # past nn.Module's search, at every call
+        if is_compiling() or y.requires_grad or x.is_meta or not (y.is_contiguous() and ops.unwatched(x)):
+            a, b = self.low_rank(x.dtype)
+            return y + F.linear(x, a) @ b
+        alone: SharedInput | None = self.__dict__.get("_alone")
+        if alone is None or not alone.current(x.dtype):
+            alone = self.__dict__["_alone"] = SharedInput((self,), x.dtype)
+        alone.add_to((y,), x)
         return y
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_alone"}
 
     @staticmethod
     def lay_together(modules: Sequence[AdaptedLinear]) -> None:
@@ -166,35 +173,51 @@ class AdaptedExperts(_Adapted):
 
 
 class SharedInput:
-    """The changes of linear layers that multiply the same x, their a's in one matrix."""
+    """The changes of linear layers that multiply the same x of one dtype, their a's in one matrix."""
 
-    __slots__ = ("_a", "_parts", "_ranks", "_seen")
+    __slots__ = ("_a", "_bs", "_dtype", "_indices", "_one_row", "_ranks", "_seen")
 
     def __init__(self, modules: Sequence[nn.Module], dtype: torch.dtype) -> None:
         adapted = [(i, m) for i, m in enumerate(modules) if isinstance(m, AdaptedLinear)]
         self._seen = [(m, m.a, m.b) for _, m in adapted]
+        self._dtype = dtype
+        self._indices = [i for i, _ in adapted]
         pairs = [m.low_rank(dtype) for _, m in adapted]
-        self._a = _one_matrix([a for a, _ in pairs]).t()
-        self._parts = [(i, b) for (i, _), (_, b) in zip(adapted, pairs, strict=True)]
-        self._ranks = [len(b) for _, b in pairs]
+        self._bs = [b for _, b in pairs]
+        self._ranks = [len(b) for b in self._bs]
+        together = _one_matrix([a for a, _ in pairs])
+        self._a = together.t()
+        self._one_row = _bound(together, self._bs)
 
-    def current(self) -> bool:
-        """Whether the layers still have the tensors that were taken."""
-        return all(m._buffers["a"] is a and m._buffers["b"] is b for m, a, b in self._seen)
+    def current(self, dtype: torch.dtype) -> bool:
+        """Whether the layers still have the tensors that were taken, and `dtype` is the one."""
+        return dtype is self._dtype and all(
+            m._buffers["a"] is a and m._buffers["b"] is b for m, a, b in self._seen
+        )
 
     def add_to(self, ys: Sequence[Tensor], x: Tensor) -> None:
-        """Add each layer's change for x [*, K] to its y [*, N], contiguous and written by nobody else."""
-        inner = torch.mm(_rows(x), self._a)
-        if len(self._parts) == 1:
-            ((i, b),) = self._parts
-            _rows(ys[i]).addmm_(inner, b)
+        """Add each layer's change for x [*, K] to its y [*, N], rows contiguous and nobody else's."""
+        ys = [ys[i] for i in self._indices]
+        if self._one_row is not None and x.numel() == self._a.shape[0] and x.is_cpu and x.is_contiguous():
+            self._one_row(x, ys)
             return
-        for (i, b), part in zip(self._parts, inner.split(self._ranks, 1), strict=True):
-            _rows(ys[i]).addmm_(part, b)
+        inner = torch.mm(x.reshape(-1, x.shape[-1]), self._a)
+        for y, part, b in zip(ys, inner.split(self._ranks, 1), self._bs, strict=True):
+            y.view(-1, y.shape[-1]).addmm_(part, b)
 
 
-def _rows(x: Tensor) -> Tensor:
-    return x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+def _bound(a: Tensor, bs: Sequence[Tensor]) -> BoundLowRank | None:
+    """One call for one row of float32, of the first dense kernel that has one."""
+    if a.dtype is not torch.float32:
+        return None
+    disabled = os.environ.get("QUANTRY_DISABLE", "").split(",")
+    for kernel in registry().kernels:
+        fits = kernel.op == "linear" and kernel.family == "dense" and kernel.device in ("*", a.device.type)
+        if fits and kernel.name not in disabled:
+            bound = kernel.bind_low_rank(a, bs)
+            if bound is not None:
+                return bound
+    return None
 
 
 def _one_matrix(rows: Sequence[Tensor]) -> Tensor:

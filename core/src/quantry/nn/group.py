@@ -62,7 +62,7 @@ class LinearGroup:
     def _current(self) -> bool:
         """Whether every module still has the binding, and the buffer, that the calls were made from."""
         bound = self._bound
-        if not bound or (self._changes is not None and not self._changes.current()):
+        if not bound or (self._changes and not self._changes.current(self._modules[0].compute_dtype)):
             return False
         for module, b in zip(self._modules, bound, strict=True):
             if module._bound is not b or module._buffers.get(b.name) is not b.first:
