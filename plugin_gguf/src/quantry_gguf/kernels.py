@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from quantry import Kernel, Layout, Numerics, Problem
-from quantry_gguf import native
+from quantry_gguf import low_rank, native
 from quantry_gguf.panel import PLANES
 from quantry_gguf.types import TYPES
 
@@ -337,6 +337,12 @@ class Dense16(_Native):
         if status:
             native.fail(status, f"{self.name} on {layout} [{n}x{k}], {m} rows of {x.dtype}")
         return y
+
+    def bind_low_rank(
+        self, a: Tensor, bs: Sequence[Tensor]
+    ) -> Callable[[Tensor, Sequence[Tensor]], None] | None:
+        """Both products and the sum in one parallel region, for f32."""
+        return low_rank.bind_low_rank(a, bs)
 
 
 def _look_up(

@@ -46,6 +46,7 @@ _SIGNATURES = {
     "grid_tables": [_I, _P, _L, _P],
     "dense_scratch": [_I, _I, _L, _L, _P],
     "dense": [_I, _I, _I, _L, _L, _L, _P, _L, _P, _L, _P, _P, _I, _P, _L],
+    "low_rank": [_P, _P, _P, _I],  # low_rank_entry.cpp
     "probe_fill": [_P, _L, _I],  # probe_entry.cpp
     "probe_read": [_I, _P, _L, _I, _P],
     "probe_peak": [_I, _I, _L, _I, _P],
