@@ -6,6 +6,7 @@ import copy
 import gc
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -35,9 +36,9 @@ def logits(model, ids=IDS):
 
 
 @torch.inference_mode()
-def by_decoder(model):
+def by_decoder(model, kind=Decoder):
     """After 20 tokens, and each of those that follow."""
-    decoder = Decoder(model, len(IDS))
+    decoder = kind(model, len(IDS))
     return torch.stack([decoder(IDS[:20]), *(decoder(i) for i in IDS[20:].split(1))])
 
 
@@ -91,6 +92,18 @@ def test_generation_gives_the_tokens_of_changed_weights(tiny, lora, tmp_path):
         IDS[None, :6], attention_mask=torch.ones(1, 6, dtype=torch.long), max_new_tokens=12, do_sample=False
     )
     assert list(Generation(model, IDS[:6].tolist(), 12, stop=())) == expected[0, 6:].tolist()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler: install g++")
+def test_compiled_steps_serve_adapted_layers(tiny, lora, tmp_path):
+    from quantry_transformers.compiled import CompiledDecoder
+
+    made = tiny("gemma3")
+    change = lora(made)
+    model = load(made.path, adapter=change.gguf(tmp_path / "lora"))
+    assert_near(by_decoder(model, CompiledDecoder), logits(change.add_to(double(made)))[19:], made.model)
 
 
 def test_adapters_add_up_with_their_scales(tiny, lora, tmp_path):
