@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
 
 import quantry
 from quantry import FormatError, Importance, ShapeError, UsageError, ValueDomainError
+from quantry.cli import cli
 from quantry.importance_files import SafetensorsImportance, importance_by_weight
 from quantry.testing import ImportanceFormatSuite, sample_importance
 
@@ -91,3 +93,15 @@ def test_a_stack_of_experts_may_be_given_as_one_vector():
     assert found.tolist() == [[0, 1], [2, 3], [4, 5]]
     with pytest.raises(UsageError, match="importance has shape"):
         importance_of({"e": flat}, quantizer, "e", (2, 5, 2))
+
+
+def test_a_type_that_importance_does_not_touch_is_said(tmp_path):
+    (tmp_path / "hf").mkdir()
+    name = "model.layers.0.mlp.up_proj.weight"
+    save_file({name: torch.randn(4, 32)}, tmp_path / "hf" / "model.safetensors")
+    quantry.write_importance(tmp_path / "i.safetensors", Importance({name: torch.ones(32)}))
+    args = ["quantize", str(tmp_path / "hf"), "-o", str(tmp_path / "out"), "--isq", "f16"]
+    done = CliRunner().invoke(cli, [*args, "--imatrix", str(tmp_path / "i.safetensors")])
+    assert done.exit_code == 0, done.stderr
+    assert "importance changes nothing for f16" in done.stderr
+    assert "note:" not in done.stdout

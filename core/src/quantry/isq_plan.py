@@ -152,6 +152,11 @@ class Plan:
         """Names of the layers, without `.weight`."""
         return [tensor.layer.key for tensor in self.tensors]
 
+    @property
+    def quantizers(self) -> list[Quantizer]:
+        """Of the layers that are packed, one each."""
+        return [tensor.quantizer for tensor in self.tensors if tensor.quantizer is not None]
+
     def report(self, stem: str) -> OutputReport:
         """Of the output of this stem, before it is written."""
         return report_of(stem, self.quant, self.layers, len(plan_shards(self.layers, self.shard_bytes)))

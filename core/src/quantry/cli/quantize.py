@@ -89,6 +89,11 @@ def command(
             device=device, requantize=requantize, portable=portable, dry_run=dry_run, progress=tick,
             executor=None if ray is None else "ray", address=ray,
         )  # fmt: skip
+    for plan in done.plans if importance is not None else ():
+        if not any(quantizer.takes_importance for quantizer in plan.quantizers):
+            click.echo(
+                f"note: importance changes nothing for {plan.quant}, whose scales it has no say in", err=True
+            )
     if as_json:
         print_json(done.as_json())
     else:
