@@ -1,0 +1,1 @@
+"""Quantize checkpoints on a Ray cluster."""
