@@ -20,7 +20,7 @@ from quantry.cli.group import Cli
 from quantry.stream import write_safetensors
 from quantry.testing.installed import installed
 
-COMMANDS = ("bench", "doctor", "explain", "inspect", "plugins", "quantize", "run", "verify")
+COMMANDS = ("bench", "convert", "doctor", "explain", "inspect", "plugins", "quantize", "run", "verify")
 
 
 def invoke(*args: str, env: dict[str, str] | None = None) -> Result:
