@@ -191,13 +191,15 @@ class SharedInput:
 
     def current(self, dtype: torch.dtype) -> bool:
         """Whether the layers still have the tensors that were taken, and `dtype` is the one."""
-        return dtype is self._dtype and all(
-            m._buffers["a"] is a and m._buffers["b"] is b for m, a, b in self._seen
-        )
+        for module, a, b in self._seen:
+            if module._buffers["a"] is not a or module._buffers["b"] is not b:
+                return False
+        return dtype is self._dtype
 
     def add_to(self, ys: Sequence[Tensor], x: Tensor) -> None:
         """Add each layer's change for x [*, K] to its y [*, N], rows contiguous and nobody else's."""
-        ys = [ys[i] for i in self._indices]
+        if len(ys) > len(self._indices):
+            ys = [ys[i] for i in self._indices]
         if self._one_row is not None and x.numel() == self._a.shape[0] and x.is_cpu and x.is_contiguous():
             self._one_row(x, ys)
             return
