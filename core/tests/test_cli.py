@@ -80,7 +80,9 @@ def test_help_lists_every_command():
         assert shown.count(f"\n  {name} ") == 1
 
 
-@pytest.mark.parametrize("args", [*((c,) for c in COMMANDS if c not in ("run", "convert")), ("plugins", "check")])
+@pytest.mark.parametrize(
+    "args", [*((c,) for c in COMMANDS if c not in ("run", "convert")), ("plugins", "check")]
+)
 def test_each_command_shows_examples_and_takes_json_and_debug(args):
     shown = invoke(*args, "--help")
     assert shown.exit_code == 0
