@@ -69,6 +69,34 @@ def test_logits_equal_those_of_peft(tiny, model_folder, tmp_path, arch, options)
     assert (found - expected).abs().max() <= bound
 
 
+@pytest.mark.peer("peft")
+@pytest.mark.filterwarnings("ignore")  # peft's own
+def test_weights_that_are_stored_transposed(hf_folder, tmp_path):
+    """GPT-2's layers are [in, out] and no nn.Linear; peft says fan_in_fan_out."""
+    peft = pytest.importorskip("peft", reason="pip install peft")
+    import transformers
+
+    config = transformers.GPT2Config(vocab_size=96, n_positions=64, n_embd=64, n_layer=2, n_head=4)
+    model = hf_folder(tmp_path / "hf", config)
+    options = {
+        "fan_in_fan_out": True,
+        "init_lora_weights": False,
+        "target_modules": ["c_attn", "c_fc", "wte"],
+    }
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=4, **options))
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(0, 0.1)
+    adapted.save_pretrained(tmp_path / "lora")
+    with torch.inference_mode():
+        expected = adapted.double()(input_ids=IDS[None]).logits[0]
+    plain = ours(tmp_path / "hf", numerics="exact")
+    found = ours(tmp_path / "hf", adapter=tmp_path / "lora", numerics="exact")
+    assert (expected - plain).abs().max() > 0.05 * expected.abs().max()
+    assert (found - expected).abs().max() <= 2 * 256 * 2**-24 * expected.abs().max()
+
+
 def theirs(path: Path, adapters: dict[str, float], ids: torch.Tensor = IDS) -> torch.Tensor:
     """llama.cpp's logits of every token, float32 [tokens, vocabulary]."""
     llama_cpp = pytest.importorskip("llama_cpp", reason="`make peers` builds llama-cpp-python")
