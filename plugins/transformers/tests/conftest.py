@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,18 @@ import torch
 import transformers
 from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
+
+sys.path.insert(0, str(Path(__file__).parent))  # importlib mode leaves this folder off it
+
+from gguf_fixtures import (  # noqa: F401
+    gguf_corpus,
+    gguf_texts,
+    llama_cpp_ids,
+    model_folder,
+    read_by_transformers,
+    tokenizer_folder,
+    write_exported,
+)
 
 VOCAB = 96
 _BASE = {
@@ -201,103 +214,6 @@ def permute(rows: Any, heads: int) -> Any:
 
 def _gguf_arch(arch: str) -> str:
     return "LLAMA" if arch == "mistral" else arch.upper()
-
-
-@pytest.fixture(scope="session")
-def write_exported() -> Callable[[Any, Path], Path]:
-    """write_exported(exported, path): what `export_as` gives, dense, by the `gguf` package's writer."""
-    return _write_exported
-
-
-def _write_exported(exported: Any, path: Path) -> Path:
-    writer = gguf.GGUFWriter(path, exported.config["general.architecture"])
-    for key, value in exported.config.items():
-        if key == "general.architecture":
-            continue  # written by the writer itself
-        if isinstance(value, np.ndarray):
-            kinds = {
-                "f": gguf.GGUFValueType.FLOAT32,
-                "i": gguf.GGUFValueType.INT32,
-                "b": gguf.GGUFValueType.BOOL,
-            }
-            kind = kinds[value.dtype.kind]
-            writer.add_key_value(key, value.tolist(), gguf.GGUFValueType.ARRAY, sub_type=kind)
-        elif isinstance(value, list):
-            writer.add_array(key, value)
-        else:
-            kinds = {
-                bool: gguf.GGUFValueType.BOOL,
-                int: gguf.GGUFValueType.UINT32,
-                float: gguf.GGUFValueType.FLOAT32,
-                str: gguf.GGUFValueType.STRING,
-            }
-            writer.add_key_value(key, value, kinds[type(value)])
-    for entry in exported.weights.entries():
-        writer.add_tensor(entry.name, exported.weights.load(entry.name).dequantize().numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
-
-
-@pytest.fixture(scope="session")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """model_folder(model, vocabulary=None): a folder as `save_pretrained` writes it, with a tokenizer.
-
-    vocabulary: content of tokenizer.json; None: characters and a few words, Gemma's way.
-    """
-
-    def make(model: Any, vocabulary: dict[str, Any] | None = None) -> Path:
-        folder = tmp_path_factory.mktemp("folder")
-        model.save_pretrained(folder)
-        settings = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "add_bos_token": True}
-        (folder / "tokenizer.json").write_text(json.dumps(vocabulary or piece_vocabulary()))
-        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-        return folder
-
-    return make
-
-
-def piece_vocabulary() -> dict[str, Any]:
-    """A tokenizer.json of 96 tokens: three special ones, characters, a few words, byte tokens."""
-    words = ["th", "he", "the", "\u2581t", "\u2581th", "\u2581the", "\u2581a", "an", "and"]
-    pieces = [*words, "\u2581", *"abcdefghijklmnopqrstuvwxyz.,0123456789"]
-    special = ["<unk>", "<s>", "</s>"]
-    tokens = [*special, *pieces, *(f"<0x{b:02X}>" for b in range(VOCAB - len(special) - len(pieces)))]
-    plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    known = set(pieces)
-    merges = [
-        [word[:cut], word[cut:]]
-        for word in words
-        for cut in range(1, len(word))
-        if word[:cut] in known and word[cut:] in known
-    ]
-    return {
-        "version": "1.0",
-        "added_tokens": [
-            {"id": i, "content": t, "special": True, **plain}
-            for i, t in enumerate(special)
-        ],
-        "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"},
-        "pre_tokenizer": {
-            "type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False,
-        },
-        "post_processor": None,
-        "decoder": {
-            "type": "Sequence",
-            "decoders": [
-                {"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "},
-                {"type": "ByteFallback"},
-                {"type": "Fuse"},
-            ],
-        },
-        "model": {
-            "type": "BPE", "dropout": None, "unk_token": "<unk>", "continuing_subword_prefix": None,
-            "end_of_word_suffix": None, "fuse_unk": True, "byte_fallback": True, "ignore_merges": False,
-            "vocab": {t: i for i, t in enumerate(tokens)}, "merges": merges,
-        },
-    }  # fmt: skip
 
 
 @dataclass

@@ -5,86 +5,19 @@ from __future__ import annotations
 import copy
 import json
 import random
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from gguf_fixtures import GGUF_CORPUS as CORPUS
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
-from transformers.integrations.gguf.gguf_tokenizer_mapping import (
-    GGUF_TOKENIZER_MAPPING,
-    convert_gguf_tokenizer,
-)
+from tokenizers import Tokenizer, processors
 
 import quantry
 from quantry_transformers.gguf_vocabulary import tokenizer_keys
-from quantry_transformers.splits import SPLITS
 
 SPACE = "\u2581"
-CORPUS = [
-    "The quick brown fox jumps over the lazy dog. It's 1234567 o'clock, isn't it?",
-    "Naïve café: Ünïcödé — 你好世界 🙂 and\ttabs\n\n  two lines, CamelCaseWords HTTPServer.",
-    "def f(x):\n    return x ** 2  # comment\n" * 3,
-    "the theory of the thing that they then thought through",
-]
-# as Llama 3's, Qwen's, Tekken's and o200k's tokenizer.json spell them
-CL100K = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-CASED = CL100K.replace(
-    "(?i:'s|'t|'re|'ve|'m|'ll|'d)", "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
-)
-SPECIAL = ["", "  two  spaces ", "<s>a</s>", "x<user>y z", "<|end|>", "a\u00a0b", "\t\n\n x", "naïve 你好 🙂"]
 KEPT = ("single_word", "lstrip", "rstrip", "normalized")
-
-
-def texts(count=300):
-    rng = random.Random(5)
-    words = " ".join(CORPUS).split(" ")
-    found = [" a", "a  b   c", "\n\n\n", "🙂🙂", "I'LL we're", "123456 78", "x<|end|>y"]
-    while len(found) < count:
-        if len(found) % 2:
-            found.append(" ".join(rng.choices(words, k=rng.randrange(1, 12))))
-        else:
-            found.append("".join(rng.choices([*"abc the .,\n\t 12", "é", "你", "\U0001f642"], k=30)))
-    return found
-
-
-def split(pattern):
-    return pre_tokenizers.Split(Regex(pattern), "isolated")
-
-
-def bytes_last(*steps, regex=False):
-    return pre_tokenizers.Sequence(
-        [*steps, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=regex)]
-    )
-
-
-BYTE_LEVEL = {
-    "llama-bpe": (bytes_last(split(CL100K)), True),
-    "dbrx": (bytes_last(split(CASED)), False),
-    "qwen2": (bytes_last(split(CL100K.replace("{1,3}", ""))), False),
-    "tekken": (bytes_last(split(SPLITS["tekken"][0])), True),
-    "gpt-4o": (bytes_last(split(SPLITS["gpt-4o"][0])), False),
-    "gpt-2": (pre_tokenizers.ByteLevel(add_prefix_space=False), False),
-    "smollm": (bytes_last(pre_tokenizers.Digits(individual_digits=True), regex=True), False),
-}
-
-
-def trained(pre):
-    step, whole = BYTE_LEVEL[pre]
-    tokenizer = Tokenizer(models.BPE(ignore_merges=whole))
-    tokenizer.pre_tokenizer = step
-    if pre == "qwen2":
-        tokenizer.normalizer = normalizers.NFC()
-    trainer = trainers.BpeTrainer(
-        vocab_size=420, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        special_tokens=["<|end|>"], show_progress=False,
-    )  # fmt: skip
-    tokenizer.train_from_iterator(CORPUS * 4, trainer)
-    return tokenizer
 
 
 def pieces(normalizer, pre_tokenizer, prefix):
@@ -142,105 +75,38 @@ PIECES = {
 }
 
 
-@pytest.fixture
-def folder(tmp_path):
-    """folder(tokenizer.json, **tokenizer_config): what `tokenizer_keys` reads."""
-
-    def make(vocabulary, **settings):
-        text = vocabulary if isinstance(vocabulary, str) else json.dumps(vocabulary)
-        (tmp_path / "tokenizer.json").write_text(text)
-        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
-        return quantry.Source(tmp_path)
-
-    return make
-
-
-def theirs(keys, architecture):
-    """transformers' tokenizer of the metadata."""
-    fields = {}
-    for key, name in GGUF_TOKENIZER_MAPPING["tokenizer"].items():
-        if (value := keys.get(f"tokenizer.{key}")) is not None:
-            fields[name] = value.tolist() if isinstance(value, np.ndarray) else value
-    return convert_gguf_tokenizer(architecture, fields)[0]
-
-
-@pytest.mark.parametrize("pre", sorted(BYTE_LEVEL))
-def test_byte_level_vocabularies_are_named_by_how_they_cut(folder, pre):
-    tokenizer = trained(pre)
-    state = json.loads(tokenizer.to_str())
-    vocab = tokenizer.get_vocab()
-    keys = tokenizer_keys(folder(state), {}, len(vocab))
-    assert keys["tokenizer.ggml.model"] == "gpt2"
-    assert keys["tokenizer.ggml.pre"] == pre
-    assert keys["tokenizer.ggml.tokens"] == sorted(vocab, key=vocab.__getitem__)
-    assert keys["tokenizer.ggml.merges"] == [" ".join(m) for m in state["model"]["merges"]]
-    assert keys["tokenizer.ggml.token_type"].tolist() == [3] + [1] * (len(vocab) - 1)
-
-
-@pytest.fixture
-def llama_cpp_ids(write_exported, tmp_path):
-    """llama_cpp_ids(keys): text → ids in llama.cpp, special tokens found, none added."""
-    llama_cpp = pytest.importorskip("llama_cpp", reason="`make peers` builds llama-cpp-python")
-
-    def make(keys):
-        weights = SimpleNamespace(entries=list)
-        exported = quantry.Exported({"general.architecture": "llama", **keys}, weights, {})
-        path = write_exported(exported, tmp_path / "vocabulary.gguf")
-        model = llama_cpp.Llama(str(path), vocab_only=True, verbose=False)
-        return lambda text: model.tokenize(text.encode(), add_bos=False, special=True)
-
-    return make
-
-
-@pytest.mark.peer("llama_cpp")
-@pytest.mark.parametrize("pre", sorted(BYTE_LEVEL))
-def test_byte_level_ids_are_equal_in_llama_cpp(folder, llama_cpp_ids, pre):
-    tokenizer = trained(pre)
-    ids = llama_cpp_ids(tokenizer_keys(folder(tokenizer.to_str()), {}, tokenizer.get_vocab_size()))
-    for text in [*SPECIAL, *texts()]:
-        assert ids(text) == tokenizer.encode(text).ids, text
-
-
 @pytest.mark.peer("llama_cpp")
 @pytest.mark.parametrize("kind", sorted(PIECES))
-def test_piece_ids_are_equal_in_llama_cpp(folder, llama_cpp_ids, kind):
+def test_piece_ids_are_equal_in_llama_cpp(tokenizer_folder, llama_cpp_ids, gguf_texts, kind):
     """With scheme "first" llama.cpp puts the prefix behind special tokens and before a space as well."""
     state = pieces(*PIECES[kind])
-    ids = llama_cpp_ids(tokenizer_keys(folder(state), {}, len(state["model"]["vocab"])))
+    ids = llama_cpp_ids(tokenizer_keys(tokenizer_folder(state), {}, len(state["model"]["vocab"])))
     tokenizer = Tokenizer.from_str(json.dumps(state))
-    for text in [*SPECIAL, *texts()]:
+    for text in gguf_texts:
         if kind != "metaspace" or not (text.startswith(" ") or "<" in text):
             assert ids(text) == tokenizer.encode(text, add_special_tokens=False).ids, text
 
 
-@pytest.mark.parametrize("pre", ["qwen2", "dbrx", "gpt-4o"])
-def test_byte_level_ids_are_equal_in_transformers(folder, pre):
-    tokenizer = trained(pre)
-    read = theirs(tokenizer_keys(folder(tokenizer.to_str()), {}, tokenizer.get_vocab_size()), "qwen2")
-    for text in texts():
-        assert read.encode(text).ids == tokenizer.encode(text).ids, text
-
-
 @pytest.mark.parametrize("kind", sorted(PIECES))
-def test_piece_ids_are_equal_in_transformers(folder, kind):
+def test_piece_ids_are_equal_in_transformers(tokenizer_folder, read_by_transformers, gguf_texts, kind):
     """Scores are derived from the merges: transformers derives merges from them again."""
     state = pieces(*PIECES[kind])
-    keys = tokenizer_keys(folder(state), {}, len(state["model"]["vocab"]))
+    keys = tokenizer_keys(tokenizer_folder(state), {}, len(state["model"]["vocab"]))
     assert keys["tokenizer.ggml.model"] == "llama"
     assert keys["tokenizer.ggml.add_space_prefix"] is PIECES[kind][2]
     ours = Tokenizer.from_str(json.dumps(state))
-    read = theirs(keys, "llama")
-    # transformers' reader adds the prefix whatever the file says, and not before a space
+    read = read_by_transformers(keys, "llama")
+    # transformers' reader adds the prefix whatever the file says, not before a space nor behind a token
     if kind == "replace":
         read.normalizer, read.pre_tokenizer = ours.normalizer, ours.pre_tokenizer
-    for text in (t for t in texts() if t and t[0] not in " \n"):
+    for text in (t for t in gguf_texts if t and t[0] not in " \n" and "<" not in t):
         expected = ours.encode(text, add_special_tokens=False).ids
         assert read.encode(text, add_special_tokens=False).ids == expected, text
 
 
-def test_scores_follow_the_first_merge_that_makes_a_piece(folder):
+def test_scores_follow_the_first_merge_that_makes_a_piece(tokenizer_folder):
     state = pieces(*PIECES["replace"])
-    keys = tokenizer_keys(folder(state), {}, len(state["model"]["vocab"]))
+    keys = tokenizer_keys(tokenizer_folder(state), {}, len(state["model"]["vocab"]))
     score = dict(zip(keys["tokenizer.ggml.tokens"], keys["tokenizer.ggml.scores"].tolist(), strict=True))
     made = list(
         dict.fromkeys(left + right for left, right in state["model"]["merges"] if left + right != SPACE * 2)
@@ -250,20 +116,20 @@ def test_scores_follow_the_first_merge_that_makes_a_piece(folder):
     assert score["<0x41>"] == 0.0
 
 
-def test_scores_are_sentencepieces_own_where_ids_follow_the_merges(folder):
+def test_scores_are_sentencepieces_own_where_ids_follow_the_merges(tokenizer_folder):
     """Its trainer numbers pieces in the order in which it made them: 0, -1, -2 …, characters last."""
     tokens = ["<unk>", "ab", "abc", "bc", "a", "b", "c", SPACE]
     state = pieces(*PIECES["replace"])
     state["added_tokens"] = []
     state["model"]["vocab"] = {t: i for i, t in enumerate(tokens)}
     state["model"]["merges"] = ["a b", "ab c", "a bc", "b c"]
-    keys = tokenizer_keys(folder(state), {}, 8)
+    keys = tokenizer_keys(tokenizer_folder(state), {}, 8)
     assert keys["tokenizer.ggml.scores"].tolist() == [0, 0, -1, -2, -3, -4, -5, -6]
     assert keys["tokenizer.ggml.scores"].dtype == np.float32
     assert keys["tokenizer.ggml.token_type"].dtype == np.int32
 
 
-def test_kinds_of_tokens(folder):
+def test_kinds_of_tokens(tokenizer_folder):
     """Normal 1, unknown 2, control 3, user-defined 4, unused 5, byte 6; spaces as they stand in text."""
     state = pieces(*PIECES["replace"])
     size = len(state["model"]["vocab"])
@@ -271,7 +137,9 @@ def test_kinds_of_tokens(folder):
         {"id": size, "content": "<|end|>", "special": False, **dict.fromkeys(KEPT, False)},
         {"id": size + 7, "content": "<beyond>", "special": True, **dict.fromkeys(KEPT, False)},
     ]
-    source = folder(state, added_tokens_decoder={str(size + 1): {"content": "<late>", "special": True}})
+    source = tokenizer_folder(
+        state, added_tokens_decoder={str(size + 1): {"content": "<late>", "special": True}}
+    )
     keys = tokenizer_keys(source, {}, size + 4)
     kind = dict(zip(keys["tokenizer.ggml.tokens"], keys["tokenizer.ggml.token_type"].tolist(), strict=True))
     assert (kind["<s>"], kind["<user>"], kind["  "], kind["<0x00>"], kind[SPACE]) == (3, 4, 4, 6, 1)
@@ -279,17 +147,17 @@ def test_kinds_of_tokens(folder):
     assert kind[f"[PAD{size + 2}]"] == kind[f"[PAD{size + 3}]"] == 5
     assert "<beyond>" not in kind
     state["added_tokens"] = state["added_tokens"][1:]
-    assert tokenizer_keys(folder(state), {}, size + 1)["tokenizer.ggml.token_type"][0] == 2
+    assert tokenizer_keys(tokenizer_folder(state), {}, size + 1)["tokenizer.ggml.token_type"][0] == 2
 
 
 def special(keys):
     return {k.removeprefix("tokenizer.ggml."): v for k, v in keys.items() if k.endswith("_id")}
 
 
-def test_special_tokens_are_the_tokenizers_then_the_configurations(folder):
+def test_special_tokens_are_the_tokenizers_then_the_configurations(tokenizer_folder):
     state = pieces(*PIECES["replace"])
     size = len(state["model"]["vocab"])
-    source = folder(
+    source = tokenizer_folder(
         state, bos_token={"content": "<s>", "special": True}, eos_token="</s>", add_eos_token=True
     )
     keys = tokenizer_keys(source, {"bos_token_id": 0, "pad_token_id": 7, "eos_token_id": [2, 9]}, size)
@@ -304,7 +172,7 @@ def test_special_tokens_are_the_tokenizers_then_the_configurations(folder):
     assert keys["tokenizer.ggml.add_eos_token"] is True
 
 
-def test_ends_of_turn_and_message_are_known_by_name(folder):
+def test_ends_of_turn_and_message_are_known_by_name(tokenizer_folder):
     """Llama 3.1's instruct models: three ends, of which the tokenizer names one."""
     state = pieces(*PIECES["replace"])
     size = len(state["model"]["vocab"])
@@ -312,7 +180,7 @@ def test_ends_of_turn_and_message_are_known_by_name(folder):
         state["added_tokens"].append(
             {"id": size + i, "content": text, "special": True, **dict.fromkeys(KEPT, False)}
         )
-    source = folder(state, eos_token="<|eot_id|>")
+    source = tokenizer_folder(state, eos_token="<|eot_id|>")
     (source.root / "generation_config.json").write_text(
         json.dumps({"eos_token_id": [size, size + 1, size + 2]})
     )
@@ -321,29 +189,29 @@ def test_ends_of_turn_and_message_are_known_by_name(folder):
 
 
 @pytest.mark.parametrize(("template", "begins"), [("<s> $A", True), ("$A", False), ("<user> $A", False)])
-def test_whether_a_text_begins_with_bos_is_read_from_the_template(folder, template, begins):
+def test_whether_a_text_begins_with_bos_is_read_from_the_template(tokenizer_folder, template, begins):
     state = pieces(*PIECES["replace"])
     ids = [(t["content"], t["id"]) for t in state["added_tokens"]]
     processor = processors.TemplateProcessing(single=template, special_tokens=ids)
     state["post_processor"] = {"type": "Sequence", "processors": [json.loads(processor.__getstate__())]}
-    keys = tokenizer_keys(folder(state, bos_token="<s>"), {}, len(state["model"]["vocab"]))
+    keys = tokenizer_keys(tokenizer_folder(state, bos_token="<s>"), {}, len(state["model"]["vocab"]))
     assert keys["tokenizer.ggml.add_bos_token"] is begins
     assert keys["tokenizer.ggml.add_eos_token"] is False
 
 
-def test_chat_templates(folder):
+def test_chat_templates(tokenizer_folder):
     state = pieces(*PIECES["replace"])
     size = len(state["model"]["vocab"])
-    keys = tokenizer_keys(folder(state, chat_template="one"), {}, size)
+    keys = tokenizer_keys(tokenizer_folder(state, chat_template="one"), {}, size)
     assert keys["tokenizer.chat_template"] == "one"
     listed = [{"name": "default", "template": "a"}, {"name": "tools", "template": "b"}]
-    keys = tokenizer_keys(folder(state, chat_template=listed), {}, size)
+    keys = tokenizer_keys(tokenizer_folder(state, chat_template=listed), {}, size)
     assert {k: v for k, v in keys.items() if "chat" in k} == {
         "tokenizer.chat_template": "a",
         "tokenizer.chat_template.tools": "b",
         "tokenizer.chat_templates": ["tools"],
     }
-    source = folder(state)
+    source = tokenizer_folder(state)
     (source.root / "chat_template.jinja").write_text("{{ three }}")
     assert tokenizer_keys(source, {}, size)["tokenizer.chat_template"] == "{{ three }}"
 
@@ -354,6 +222,13 @@ def changed(edit):
     return state
 
 
+SPLIT_AT_X = {
+    "type": "Sequence",
+    "pretokenizers": [
+        {"type": "Split", "pattern": {"Regex": "x"}, "behavior": "Isolated", "invert": False},
+        {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
+    ],
+}
 BYTES = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
 
 
@@ -376,9 +251,7 @@ BYTES = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
         ),
         (lambda s: s.update(pre_tokenizer=BYTES), quantry.UsageError, "normalizes text by Replace"),
         (
-            lambda s: s.update(
-                pre_tokenizer=json.loads(bytes_last(split("x")).__getstate__()), normalizer=None
-            ),
+            lambda s: s.update(pre_tokenizer=SPLIT_AT_X, normalizer=None),
             quantry.UsageError,
             r"no name for: \['x'\]",
         ),
@@ -392,10 +265,10 @@ BYTES = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
         (lambda s: s.pop("model"), quantry.HeaderError, "has no model"),
     ],
 )
-def test_vocabularies_that_gguf_cannot_hold_are_refused(folder, edit, error, said):
+def test_vocabularies_that_gguf_cannot_hold_are_refused(tokenizer_folder, edit, error, said):
     state = changed(edit)
     with pytest.raises(error, match=said) as caught:
-        tokenizer_keys(folder(state), {}, 10_000)
+        tokenizer_keys(tokenizer_folder(state), {}, 10_000)
     assert caught.value.file.endswith("tokenizer.json")
 
 
@@ -411,7 +284,7 @@ SMALL_JSON = st.sampled_from([None, True, 0, -1, 2.5, "", "ByteLevel", [], [[]],
 
 
 @given(data=st.data(), settings_too=st.booleans())
-def test_any_json_is_a_tokenizer_or_an_error_of_ours(folder, data, settings_too):
+def test_any_json_is_a_tokenizer_or_an_error_of_ours(tokenizer_folder, data, settings_too):
     state = {"tokenizer": copy.deepcopy(pieces(*PIECES["prepend"])), "settings": {}}
     state["tokenizer"]["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": []}
     if settings_too:
@@ -425,19 +298,19 @@ def test_any_json_is_a_tokenizer_or_an_error_of_ours(folder, data, settings_too)
     target[path[-1]] = data.draw(SMALL_JSON)
     settings = state["settings"] if isinstance(state["settings"], dict) else {}
     try:
-        keys = tokenizer_keys(folder(state["tokenizer"], **settings), {}, 900)
+        keys = tokenizer_keys(tokenizer_folder(state["tokenizer"], **settings), {}, 900)
     except quantry.QuantryError:
         return
     assert len(keys["tokenizer.ggml.tokens"]) == 900
 
 
-def test_words_cut_at_spaces_and_pieces_across_them_are_refused(folder):
+def test_words_cut_at_spaces_and_pieces_across_them_are_refused(tokenizer_folder):
     def edit(state):
         state["normalizer"], state["pre_tokenizer"] = None, {"type": "Metaspace", "replacement": SPACE}
         state["model"]["vocab"][f"a{SPACE}b"] = len(state["model"]["vocab"])
 
     with pytest.raises(quantry.UsageError, match="goes across one"):
-        tokenizer_keys(folder(changed(edit)), {}, 10_000)
+        tokenizer_keys(tokenizer_folder(changed(edit)), {}, 10_000)
 
 
 def test_a_folder_without_tokenizer_says_how_to_get_one(tmp_path):
