@@ -53,11 +53,19 @@ def main() -> None:
     parser.add_argument("--text", type=Path, default=HERE / "text" / "held_out.txt", help="held out")
     parser.add_argument("--calibration", type=Path, help="text of the importance; the shipped one by default")
     parser.add_argument("--imatrix", type=Path, help="importance that is there already")
-    parser.add_argument("--tokens", type=int, default=32, help="decoded per form")
+    parser.add_argument(
+        "--tokens", type=int, default=32, help="decoded per form; 0 leaves speed and text out"
+    )
+    parser.add_argument(
+        "--speeds", action="store_true", help="only add speed and text to the rows that are there"
+    )
     parser.add_argument("--output", type=Path, default=HERE / "results" / "quality.json")
     options = parser.parse_args()
     folder = options.model or dense_gemma()
     known = quantry.registry().quantizers
+    if options.speeds:
+        add_speeds(folder, options.output, options.tokens)
+        return
     names = [q.name for q in known.values()] if options.types is None else options.types.split(",")
     original = Original(folder, options.text)
     importance = quantry.read_importance(options.imatrix or collected(folder, options.calibration)).weights
@@ -161,7 +169,24 @@ def nll(log_probs: torch.Tensor, ids: torch.Tensor) -> float:
 
 def measured(path: Path, original: Original, count: int) -> dict[str, Any]:
     model, tokenizer = quantry.load_model(path, numerics="exact")
-    return {**compared(model, original), **generated(model, tokenizer, count)}
+    return {**compared(model, original), **(generated(model, tokenizer, count) if count else {})}
+
+
+def add_speeds(folder: Path, output: Path, count: int) -> None:
+    """Speed of each type, the same with importance and without, and the text of the form without."""
+    document = json.loads(output.read_text())
+    for name in dict.fromkeys(r["type"] for r in document["rows"] if r["by"] == "quantry"):
+        rows = [r for r in document["rows"] if (r["type"], r["by"]) == (name, "quantry")]
+        with tempfile.TemporaryDirectory() as scratch:
+            importance = None
+            if all(row["importance"] for row in rows):
+                importance = quantry.read_importance(collected(folder, None)).weights
+            quantize_checkpoint(folder, Path(scratch) / f"{name}.uqff", name, importance=importance)
+            found = generated(*quantry.load_model(scratch), count)
+        for row in rows:
+            row |= found
+        output.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+    quality_page.write(output)
 
 
 def compared(model: Any, original: Original) -> dict[str, Any]:

@@ -46,10 +46,11 @@ def table(document: dict[str, Any], stem: str) -> str:
         row = _first(pair)
         change = "" if not (plain and weighted) else f"{100 * (weighted['kl'] / plain['kl'] - 1):+.0f} %"
         label = row["type"] if row["by"] == "quantry" else f"{row['type']} ({row['by']})"
+        speed = f"{row['tok_s']:.0f}" if "tok_s" in row else ""
         cells = [
             label, f"{row['bits_per_weight']:.2f}", _kl(plain), _kl(weighted), change,
-            _both(pair, "same_top", 3), _both(pair, "perplexity", 2), f"{row['tok_s']:.0f}",
-            " ".join(row["text"].split())[:48].replace("|", "/"),
+            _both(pair, "same_top", 3), _both(pair, "perplexity", 2), speed,
+            " ".join(row.get("text", "").split())[:48].replace("|", "/"),
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
