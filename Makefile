@@ -19,7 +19,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test test-more lint pytest test-kernels peers wheels bench bench-model bench-isq sanitize clean
+.PHONY: setup demo test test-more test-llama lint pytest test-kernels peers wheels bench bench-model bench-isq sanitize clean
 
 setup: .venv/.ready
 	$(UV) pip install -q --no-build-isolation $(addprefix -e ,$(NATIVE))
@@ -42,9 +42,14 @@ demo: setup
 
 test: lint pytest
 
-# What needs the packages mistralrs or llama-cpp-python, or environments of its own; after `make test` in CI
-test-more: setup .venv/.llama
+# What needs the package mistralrs, or environments of its own; after `make test` in CI
+test-more: setup
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m "peer or wheel"
+
+# What needs llama.cpp, which is built first: GGUF files and adapters of ours in it, its quantizer beside ours
+test-llama: setup .venv/.llama
+	$(BIN)/python -m pytest -q -m peer plugin_gguf/tests/test_convert_peer.py plugins/transformers/tests/test_gguf_peer.py \
+	  plugins/transformers/tests/test_adapters_peer.py
 
 lint: setup
 	ruff format --check .

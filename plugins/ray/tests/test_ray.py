@@ -111,6 +111,7 @@ def test_another_cluster_than_the_connected_one_is_refused(cluster, model):
         on_ray(model, "f16", address="head:6379")
 
 
+@pytest.mark.peer
 def test_a_batch_that_kills_every_worker_is_named(cluster, model, monkeypatch):
     monkeypatch.setattr("quantry_ray.executor._TRIES", 2)
     older = content(on_ray(model, "f16").folder)
@@ -166,6 +167,7 @@ def lives(pid):
     return True
 
 
+@pytest.mark.peer
 @pytest.mark.slow
 def test_a_killed_driver_is_continued_by_the_same_command_though_a_worker_dies_too(cluster, model):
     expected = alone(model, "mortal")
@@ -190,6 +192,7 @@ def test_a_killed_driver_is_continued_by_the_same_command_though_a_worker_dies_t
     assert {p.name for p in model.parent.iterdir()} == {"alone", "hf", "out"}
 
 
+@pytest.mark.peer
 def test_an_interrupted_driver_leaves_nothing(cluster, model):
     cluster.order("wait", "0")
     process = quantize(model, cluster)
@@ -209,6 +212,7 @@ guarded(lambda: connected(sys.argv[1]).__enter__())
 """
 
 
+@pytest.mark.peer
 def test_a_cluster_of_another_version_is_named_with_both(cluster, model):
     process = driver(_OLD, cluster.address)
     said, complaints = process.communicate()
