@@ -100,7 +100,7 @@ def test_generation_gives_the_tokens_of_changed_weights(tiny, lora, tmp_path):
 def test_compiled_steps_serve_adapted_layers(tiny, lora, tmp_path):
     from quantry_transformers.compiled import CompiledDecoder
 
-    made = tiny("gemma3")
+    made = tiny("llama")
     change = lora(made)
     model = load(made.path, adapter=change.gguf(tmp_path / "lora"))
     assert_near(by_decoder(model, CompiledDecoder), logits(change.add_to(double(made)))[19:], made.model)
