@@ -30,6 +30,7 @@ from quality import dense_gemma
 import quantry
 from quantry.bench.machine import describe
 from quantry_gguf.convert import convert_gguf
+from quantry_gguf.mixes import file_type
 from quantry_gguf.tensor_types import TypeOptions
 from quantry_transformers.generate import Generation
 from quantry_transformers.importance import collect_importance, default_text
@@ -91,7 +92,7 @@ def imatrix(rounds: int) -> dict[str, Any]:
 
 def converted(scratch: Path, kind: str, rounds: int) -> dict[str, Any]:
     folder, out = dense_gemma(), scratch / "x.gguf"
-    convert_gguf(folder, out, TypeOptions(kind))
+    convert_gguf(folder, out, TypeOptions(file_type(kind)))
     made, source = quantry.open(out), quantry.open(folder)
     names = next(r for r in quantry.registry().runtimes if r.why_not(source) is None).other_names(
         source, "gguf"
@@ -108,7 +109,7 @@ def converted(scratch: Path, kind: str, rounds: int) -> dict[str, Any]:
         jobs = torch.get_num_threads()
         quantry.run_bounded(pieces, lambda p: quantry.quantize(*p), lambda _: 1, budget=1 << 30, jobs=jobs)
 
-    ours, alone = best(rounds, lambda: convert_gguf(folder, out, TypeOptions(kind)), encode)
+    ours, alone = best(rounds, lambda: convert_gguf(folder, out, TypeOptions(file_type(kind))), encode)
     return {
         "type": kind,
         "seconds": ours,
