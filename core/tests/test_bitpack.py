@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from quantry.errors import ShapeError, ValueDomainError
 from quantry.layouts.bitpack import codes_per_unit, pack, packed_bytes, unpack

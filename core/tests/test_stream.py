@@ -8,8 +8,7 @@ import threading
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from safetensors.torch import save
 
 from quantry import BufferSpec, QuantryError, UsageError

@@ -6,8 +6,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from toys import noise, packed
 
 import quantry

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import torch
 from afq_weights import edge_rows, in_dtype, minmax_reference, worked_example
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
 from quantry import (

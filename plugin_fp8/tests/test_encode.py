@@ -10,9 +10,15 @@ import pytest
 import torch
 
 from quantry import QuantizedTensor, ShapeError, UsageError, ValueDomainError
-from quantry.testing import CORNERS as KINDS
-from quantry.testing import QuantizerSuite, on_target, on_threads, tensor_digest, worked_example
-from quantry.testing import corner_weight as weight
+from quantry.testing import (
+    CORNERS as KINDS,
+    QuantizerSuite,
+    corner_weight as weight,
+    on_target,
+    on_threads,
+    tensor_digest,
+    worked_example,
+)
 from quantry_fp8.codec import CODECS
 from quantry_fp8.encode import QUANTIZERS, Fp8, Fp8Channel, Fp8Q8
 from quantry_fp8.f8q8 import F8q8

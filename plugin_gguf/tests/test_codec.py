@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from ggml_samples import raw_blocks
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from quantry import BufferSpec, Dense, FormatError, QuantizedTensor
 from quantry_gguf.codec import GgufCodec

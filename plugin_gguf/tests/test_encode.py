@@ -11,8 +11,7 @@ import pytest
 import torch
 from ggml_samples import float_rows
 from grid_samples import importance_of
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from quantry import (
     PluginError,

@@ -11,8 +11,7 @@ import pytest
 import torch
 from ggml_samples import float_rows
 from grid_samples import IMPORTANCES, grid_rows, importance_of
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from quantry import ShapeError, UsageError, ValueDomainError
 from quantry.testing import QuantizerSuite, on_threads

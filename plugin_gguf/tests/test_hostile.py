@@ -35,8 +35,7 @@ from gguf_files import (
     u32,
     u64,
 )
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from quantry import (
     DuplicateTensor,

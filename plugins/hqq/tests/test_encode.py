@@ -12,9 +12,15 @@ import torch
 from make_hqq_golden import ROWS
 
 from quantry import QuantizedTensor, ShapeError, UsageError, ValueDomainError, unpack_codes
-from quantry.testing import CORNERS as KINDS
-from quantry.testing import QuantizerSuite, on_target, on_threads, tensor_digest, worked_example
-from quantry.testing import corner_weight as weight
+from quantry.testing import (
+    CORNERS as KINDS,
+    QuantizerSuite,
+    corner_weight as weight,
+    on_target,
+    on_threads,
+    tensor_digest,
+    worked_example,
+)
 from quantry_hqq.codec import CODECS
 from quantry_hqq.encode import QUANTIZERS
 from quantry_hqq.native import LIBRARY

@@ -9,8 +9,15 @@ import torch
 from drawn import by_torch, clean
 from grouped_library import CONVERSIONS, LIBRARY, UNPACKING
 
-from quantry import GroupedAffine, GroupedCodebook, Layout, NativeLibrary, ScaledFloat, Shape
-from quantry import panel_conversions as conversions_of
+from quantry import (
+    GroupedAffine,
+    GroupedCodebook,
+    Layout,
+    NativeLibrary,
+    ScaledFloat,
+    Shape,
+    panel_conversions as conversions_of,
+)
 from quantry.testing import installed, random_weight
 
 ROWS: tuple[Shape, ...] = ((16, 32), (33, 70), (1, 1), (17, 95), (40, 256), (3, 20, 64), (0, 32), (4, 0))

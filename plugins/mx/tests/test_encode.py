@@ -8,8 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from mx_weights import edge_rows, in_dtype, mxfp4_reference, mxfp8_reference
 from torch import Tensor
 

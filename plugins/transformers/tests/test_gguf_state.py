@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 import quantry
 from quantry_transformers.architectures import ARCHITECTURES

@@ -9,8 +9,7 @@ import random
 import numpy as np
 import pytest
 from gguf_fixtures import GGUF_CORPUS as CORPUS
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from tokenizers import Tokenizer, processors
 
 import quantry
