@@ -28,7 +28,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "process_memory", "importance", "adapter", "executor", "bounded",
     ),
     "layouts": ("layouts*",),
-    "bytes": ("source", "safetensors_header", "stream", "staging"),
+    "bytes": ("source", "safetensors_header", "part_file", "stream", "staging"),
     "registry": ("plugins", "builtin"),
     "choice": ("policy", "resolve", "timings", "fallback"),
     "arithmetic": ("reference", "torch_kernels", "panels*", "ops", "multiply", "contest", "measurement"),

@@ -12,306 +12,182 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-# public name → the module it lives in, imported at first use: `import quantry` imports no torch. No module
-# may have the name of a public function: importing it would put the module in the function's place.
-_HOME = {
-    "Adapter": "adapter",
-    "AdapterFormat": "adapter",
-    "LowRank": "adapter",
-    "read_adapter": "adapter",
-    "run_bounded": "bounded",
-    "Checkpoint": "checkpoint",
-    "open": "checkpoint",
-    "UqffCodec": "codec",
-    "Conversion": "convert",
-    "DeviceInfo": "devices",
-    "DeviceProbe": "devices",
-    "dtype_name": "dtypes",
-    "torch_dtype": "dtypes",
-    "MatrixQuantizer": "encoding",
-    "Refused": "encoding",
-    "RowQuantizer": "encoding",
-    "importance_rows": "encoding",
-    "DuplicateTensor": "errors",
-    "FormatError": "errors",
-    "HeaderError": "errors",
-    "KernelError": "errors",
-    "NoKernelError": "errors",
-    "OffsetError": "errors",
-    "PluginError": "errors",
-    "QuantryError": "errors",
-    "ShapeError": "errors",
-    "TruncatedFile": "errors",
-    "UsageError": "errors",
-    "ValueDomainError": "errors",
-    "nearest": "errors",
-    "Batch": "executor",
-    "Executor": "executor",
-    "TaskDone": "executor",
-    "Workers": "executor",
-    "explain": "explanation",
-    "Detection": "format",
-    "Format": "format",
-    "TensorEntry": "format",
-    "WeightSource": "format",
-    "hookimpl": "hookspecs",
-    "Importance": "importance",
-    "ImportanceFormat": "importance",
-    "read_importance": "importance_files",
-    "write_importance": "importance_files",
-    "inspect": "inspection",
-    "quantize": "isq",
-    "pack_block": "isq_checks",
-    "pack_layer": "isq_model",
-    "quantize_model": "isq_model",
-    "BUCKETS": "kernel",
-    "Kernel": "kernel",
-    "Numerics": "kernel",
-    "Problem": "kernel",
-    "BufferSpec": "layout",
-    "Layout": "layout",
-    "Shape": "layout",
-    "Dense": "layouts",
-    "GroupedAffine": "layouts",
-    "GroupedCodebook": "layouts",
-    "ScaledFloat": "layouts",
-    "pack_codes": "layouts.bitpack",
-    "unpack_codes": "layouts.bitpack",
-    "OpenWork": "isq_remote",
-    "RemoteWork": "isq_remote",
-    "load_model": "load",
-    "WeightUse": "measurement",
-    "ModulePacker": "module_packer",
-    "measure": "measurement",
-    "NativeLibrary": "native",
-    "matmul": "multiply",
-    "AdaptedEmbedding": "nn",
-    "AdaptedExperts": "nn",
-    "AdaptedLinear": "nn",
-    "LinearGroup": "nn",
-    "QuantEmbedding": "nn",
-    "QuantExperts": "nn",
-    "QuantLinear": "nn",
-    "PackedModule": "nn",
-    "TiedHead": "nn",
-    "prepare": "nn",
-    "swap": "nn",
-    "panel_conversions": "panels",
-    "panel_kernels": "panels",
-    "peak_rss_bytes": "process_memory",
-    "registry": "plugins",
-    "reload": "plugins",
-    "progress": "cli.progress",
-    "Policy": "policy",
-    "current_policy": "policy",
-    "use": "policy",
-    "Quantizer": "quantizer",
-    "canonical_name": "quantizer",
-    "Decision": "resolve",
-    "Role": "roles",
-    "role_of": "roles",
-    "Roof": "roof",
-    "Calibrated": "runtime",
-    "Exported": "runtime",
-    "Observer": "runtime",
-    "Runtime": "runtime",
-    "MappedFile": "source",
-    "Source": "source",
-    "release_pages": "source",
-    "QuantizedTensor": "tensor",
-    "forget_times": "timings",
-    "save_uqff": "uqff_write",
-    "verify": "verification",
+# module → the public names that live in it, imported at first use: `import quantry` imports no torch. No
+# module may have the name of a public function: importing it would put the module in the function's place.
+_NAMES = {
+    "adapter": "Adapter AdapterFormat LowRank read_adapter",
+    "bounded": "check_fits flight_bytes run_bounded",
+    "checkpoint": "Checkpoint open",
+    "cli.progress": "progress",
+    "codec": "UqffCodec",
+    "convert": "Conversion",
+    "devices": "DeviceInfo DeviceProbe",
+    "dtypes": "dtype_name torch_dtype",
+    "encoding": "MatrixQuantizer Refused RowQuantizer importance_rows",
+    "errors": (
+        "DuplicateTensor FormatError HeaderError KernelError NoKernelError OffsetError PluginError "
+        "QuantryError ShapeError TruncatedFile UsageError ValueDomainError nearest"
+    ),
+    "executor": "Batch Executor TaskDone Workers",
+    "explanation": "explain",
+    "format": "Detection Format TensorEntry WeightSource",
+    "hookspecs": "hookimpl",
+    "importance": "Importance ImportanceFormat",
+    "importance_files": "importance_by_weight importance_format model_names read_importance write_importance",
+    "inspection": "inspect",
+    "isq": "quantize",
+    "isq_checks": "pack_block",
+    "isq_model": "pack_layer quantize_model",
+    "isq_remote": "OpenWork RemoteWork",
+    "kernel": "BUCKETS Kernel Numerics Problem",
+    "layout": "BufferSpec Layout Shape",
+    "layouts": "Dense GroupedAffine GroupedCodebook ScaledFloat",
+    "layouts.bitpack": "pack_codes unpack_codes",
+    "load": "load_model",
+    "measurement": "WeightUse measure",
+    "module_packer": "ModulePacker",
+    "multiply": "matmul",
+    "native": "NativeLibrary",
+    "nn": (
+        "AdaptedEmbedding AdaptedExperts AdaptedLinear LinearGroup QuantEmbedding QuantExperts "
+        "QuantLinear PackedModule TiedHead prepare swap"
+    ),
+    "panels": "panel_conversions panel_kernels",
+    "part_file": "PartFile write_whole",
+    "plugins": "registry reload",
+    "policy": "Policy current_policy use",
+    "process_memory": "peak_rss_bytes",
+    "quantizer": "Quantizer canonical_name",
+    "resolve": "Decision",
+    "roles": "Role role_of",
+    "roof": "Roof",
+    "runtime": "Calibrated Exported Observer Runtime",
+    "source": "MappedFile Source release_pages",
+    "tensor": "QuantizedTensor",
+    "timings": "forget_times",
+    "uqff_write": "save_uqff",
+    "verification": "verify",
 }
-
+_HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 _RENAMED = {"open": "open_checkpoint", "pack_block": "packed", "pack_codes": "pack", "unpack_codes": "unpack"}
 
-__all__ = [
-    "__version__",
-    "AdaptedEmbedding",
-    "AdaptedExperts",
-    "AdaptedLinear",
-    "Adapter",
-    "AdapterFormat",
-    "BUCKETS",
-    "Batch",
-    "BufferSpec",
-    "Calibrated",
-    "Checkpoint",
-    "Conversion",
-    "Decision",
-    "Dense",
-    "Detection",
-    "DeviceInfo",
-    "DeviceProbe",
-    "DuplicateTensor",
-    "Executor",
-    "Exported",
-    "Format",
-    "FormatError",
-    "GroupedAffine",
-    "GroupedCodebook",
-    "HeaderError",
-    "Importance",
-    "ImportanceFormat",
-    "Kernel",
-    "KernelError",
-    "Layout",
-    "LinearGroup",
-    "LowRank",
-    "MappedFile",
-    "MatrixQuantizer",
-    "ModulePacker",
-    "NativeLibrary",
-    "NoKernelError",
-    "Numerics",
-    "Observer",
-    "OffsetError",
-    "OpenWork",
-    "PackedModule",
-    "PluginError",
-    "Policy",
-    "Problem",
-    "QuantEmbedding",
-    "QuantExperts",
-    "QuantLinear",
-    "QuantizedTensor",
-    "Quantizer",
-    "QuantryError",
-    "Refused",
-    "RemoteWork",
-    "Role",
-    "Roof",
-    "RowQuantizer",
-    "Runtime",
-    "ScaledFloat",
-    "Shape",
-    "ShapeError",
-    "Source",
-    "TaskDone",
-    "TensorEntry",
-    "TiedHead",
-    "TruncatedFile",
-    "UqffCodec",
-    "UsageError",
-    "ValueDomainError",
-    "WeightSource",
-    "WeightUse",
-    "Workers",
-    "canonical_name",
-    "current_policy",
-    "dtype_name",
-    "explain",
-    "forget_times",
-    "hookimpl",
-    "importance_rows",
-    "inspect",
-    "load_model",
-    "matmul",
-    "measure",
-    "nearest",
-    "open",
-    "pack_block",
-    "pack_codes",
-    "pack_layer",
-    "panel_conversions",
-    "panel_kernels",
-    "peak_rss_bytes",
-    "prepare",
-    "progress",
-    "quantize",
-    "quantize_model",
-    "read_adapter",
-    "read_importance",
-    "registry",
-    "release_pages",
-    "reload",
-    "role_of",
-    "run_bounded",
-    "save_uqff",
-    "swap",
-    "torch_dtype",
-    "unpack_codes",
-    "use",
-    "verify",
-    "write_importance",
-]
+__all__ = ["__version__", *sorted(_HOME)]
 
 if TYPE_CHECKING:
-    from quantry.adapter import Adapter, AdapterFormat, LowRank, read_adapter
-    from quantry.bounded import run_bounded
-    from quantry.checkpoint import Checkpoint, open_checkpoint
-    from quantry.cli.progress import progress
-    from quantry.codec import UqffCodec
-    from quantry.convert import Conversion
-    from quantry.devices import DeviceInfo, DeviceProbe
-    from quantry.dtypes import dtype_name, torch_dtype
-    from quantry.encoding import MatrixQuantizer, Refused, RowQuantizer, importance_rows
+    from quantry.adapter import (
+        Adapter as Adapter,
+        AdapterFormat as AdapterFormat,
+        LowRank as LowRank,
+        read_adapter as read_adapter,
+    )
+    from quantry.bounded import (
+        check_fits as check_fits,
+        flight_bytes as flight_bytes,
+        run_bounded as run_bounded,
+    )
+    from quantry.checkpoint import Checkpoint as Checkpoint, open_checkpoint as open_checkpoint
+    from quantry.cli.progress import progress as progress
+    from quantry.codec import UqffCodec as UqffCodec
+    from quantry.convert import Conversion as Conversion
+    from quantry.devices import DeviceInfo as DeviceInfo, DeviceProbe as DeviceProbe
+    from quantry.dtypes import dtype_name as dtype_name, torch_dtype as torch_dtype
+    from quantry.encoding import (
+        MatrixQuantizer as MatrixQuantizer,
+        Refused as Refused,
+        RowQuantizer as RowQuantizer,
+        importance_rows as importance_rows,
+    )
     from quantry.errors import (
-        DuplicateTensor,
-        FormatError,
-        HeaderError,
-        KernelError,
-        NoKernelError,
-        OffsetError,
-        PluginError,
-        QuantryError,
-        ShapeError,
-        TruncatedFile,
-        UsageError,
-        ValueDomainError,
-        nearest,
+        DuplicateTensor as DuplicateTensor,
+        FormatError as FormatError,
+        HeaderError as HeaderError,
+        KernelError as KernelError,
+        NoKernelError as NoKernelError,
+        OffsetError as OffsetError,
+        PluginError as PluginError,
+        QuantryError as QuantryError,
+        ShapeError as ShapeError,
+        TruncatedFile as TruncatedFile,
+        UsageError as UsageError,
+        ValueDomainError as ValueDomainError,
+        nearest as nearest,
     )
-    from quantry.executor import Batch, Executor, TaskDone, Workers
-    from quantry.explanation import explain
-    from quantry.format import Detection, Format, TensorEntry, WeightSource
-    from quantry.hookspecs import hookimpl
-    from quantry.importance import Importance, ImportanceFormat
-    from quantry.importance_files import read_importance, write_importance
-    from quantry.inspection import inspect
-    from quantry.isq import quantize
-    from quantry.isq_checks import packed as pack_block
-    from quantry.isq_model import pack_layer, quantize_model
-    from quantry.isq_remote import OpenWork, RemoteWork
-    from quantry.kernel import BUCKETS, Kernel, Numerics, Problem
-    from quantry.layout import BufferSpec, Layout, Shape
-    from quantry.layouts import Dense, GroupedAffine, GroupedCodebook, ScaledFloat
-    from quantry.layouts.bitpack import pack as pack_codes
-    from quantry.layouts.bitpack import unpack as unpack_codes
-    from quantry.load import load_model
-    from quantry.measurement import WeightUse, measure
-    from quantry.module_packer import ModulePacker
-    from quantry.multiply import matmul
-    from quantry.native import NativeLibrary
+    from quantry.executor import (
+        Batch as Batch,
+        Executor as Executor,
+        TaskDone as TaskDone,
+        Workers as Workers,
+    )
+    from quantry.explanation import explain as explain
+    from quantry.format import (
+        Detection as Detection,
+        Format as Format,
+        TensorEntry as TensorEntry,
+        WeightSource as WeightSource,
+    )
+    from quantry.hookspecs import hookimpl as hookimpl
+    from quantry.importance import Importance as Importance, ImportanceFormat as ImportanceFormat
+    from quantry.importance_files import (
+        importance_by_weight as importance_by_weight,
+        importance_format as importance_format,
+        model_names as model_names,
+        read_importance as read_importance,
+        write_importance as write_importance,
+    )
+    from quantry.inspection import inspect as inspect
+    from quantry.isq import quantize as quantize
+    from quantry.isq_checks import packed
+    from quantry.isq_model import pack_layer as pack_layer, quantize_model as quantize_model
+    from quantry.isq_remote import OpenWork as OpenWork, RemoteWork as RemoteWork
+    from quantry.kernel import BUCKETS as BUCKETS, Kernel as Kernel, Numerics as Numerics, Problem as Problem
+    from quantry.layout import BufferSpec as BufferSpec, Layout as Layout, Shape as Shape
+    from quantry.layouts import (
+        Dense as Dense,
+        GroupedAffine as GroupedAffine,
+        GroupedCodebook as GroupedCodebook,
+        ScaledFloat as ScaledFloat,
+    )
+    from quantry.layouts.bitpack import pack, unpack
+    from quantry.load import load_model as load_model
+    from quantry.measurement import WeightUse as WeightUse, measure as measure
+    from quantry.module_packer import ModulePacker as ModulePacker
+    from quantry.multiply import matmul as matmul
+    from quantry.native import NativeLibrary as NativeLibrary
     from quantry.nn import (
-        AdaptedEmbedding,
-        AdaptedExperts,
-        AdaptedLinear,
-        LinearGroup,
-        PackedModule,
-        QuantEmbedding,
-        QuantExperts,
-        QuantLinear,
-        TiedHead,
-        prepare,
-        swap,
+        AdaptedEmbedding as AdaptedEmbedding,
+        AdaptedExperts as AdaptedExperts,
+        AdaptedLinear as AdaptedLinear,
+        LinearGroup as LinearGroup,
+        PackedModule as PackedModule,
+        QuantEmbedding as QuantEmbedding,
+        QuantExperts as QuantExperts,
+        QuantLinear as QuantLinear,
+        TiedHead as TiedHead,
+        prepare as prepare,
+        swap as swap,
     )
-    from quantry.panels import panel_conversions, panel_kernels
-    from quantry.plugins import registry, reload
-    from quantry.policy import Policy, current_policy, use
-    from quantry.process_memory import peak_rss_bytes
-    from quantry.quantizer import Quantizer, canonical_name
-    from quantry.resolve import Decision
-    from quantry.roles import Role, role_of
-    from quantry.roof import Roof
-    from quantry.runtime import Calibrated, Exported, Observer, Runtime
-    from quantry.source import MappedFile, Source, release_pages
-    from quantry.tensor import QuantizedTensor
-    from quantry.timings import forget_times
-    from quantry.uqff_write import save_uqff
-    from quantry.verification import verify
+    from quantry.panels import panel_conversions as panel_conversions, panel_kernels as panel_kernels
+    from quantry.part_file import PartFile as PartFile, write_whole as write_whole
+    from quantry.plugins import registry as registry, reload as reload
+    from quantry.policy import Policy as Policy, current_policy as current_policy, use as use
+    from quantry.process_memory import peak_rss_bytes as peak_rss_bytes
+    from quantry.quantizer import Quantizer as Quantizer, canonical_name as canonical_name
+    from quantry.resolve import Decision as Decision
+    from quantry.roles import Role as Role, role_of as role_of
+    from quantry.roof import Roof as Roof
+    from quantry.runtime import (
+        Calibrated as Calibrated,
+        Exported as Exported,
+        Observer as Observer,
+        Runtime as Runtime,
+    )
+    from quantry.source import MappedFile as MappedFile, Source as Source, release_pages as release_pages
+    from quantry.tensor import QuantizedTensor as QuantizedTensor
+    from quantry.timings import forget_times as forget_times
+    from quantry.uqff_write import save_uqff as save_uqff
+    from quantry.verification import verify as verify
 
-    open = open_checkpoint
+    open, pack_block, pack_codes, unpack_codes = open_checkpoint, packed, pack, unpack
 
 
 def __getattr__(name: str) -> Any:

@@ -2,14 +2,39 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
-__all__ = ["run_bounded"]
+from quantry.errors import UsageError
+from quantry.process_memory import rss_bytes
+
+__all__ = ["check_fits", "flight_bytes", "run_bounded"]
 
 _T = TypeVar("_T")
+
+_FLIGHT_BYTES = 200 << 20  # of tasks in work, whatever the number of workers
+_KEPT_BYTES = 64 << 20  # of memory that the process holds beside them
+
+
+def flight_bytes(max_memory: int | None) -> int:
+    """Bytes that tasks may hold together where the process may use `max_memory`; None: what is fast."""
+    if max_memory is None:
+        return _FLIGHT_BYTES
+    return max(max_memory - rss_bytes() - _KEPT_BYTES, 0)
+
+
+def check_fits(cost: int, max_memory: int | None, tensor: str) -> None:
+    """Raise UsageError naming the tensor of a task that costs so many bytes where they are not to be had."""
+    free = flight_bytes(max_memory)
+    if max_memory is not None and cost > free:
+        raise UsageError(
+            f"needs {cost / 1e6:.0f} MB to be packed, of {free / 1e6:.0f} MB that are left",
+            tensor=tensor,
+            hint=f"--max-memory {math.ceil((rss_bytes() + _KEPT_BYTES + cost) / 1e6)}MB is the least.",
+        )
 
 
 def run_bounded(

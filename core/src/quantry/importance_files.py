@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,14 @@ from quantry.stream import write_safetensors
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["SafetensorsImportance", "importance_by_weight", "read_importance", "write_importance"]
+__all__ = [
+    "SafetensorsImportance",
+    "importance_by_weight",
+    "importance_format",
+    "model_names",
+    "read_importance",
+    "write_importance",
+]
 
 _HEAD_BYTES = 64  # shown to each format, which tells by them whether a file is its own
 
@@ -61,11 +68,22 @@ def read_importance(path: str | Path, model: Checkpoint | None = None) -> Import
         except (FormatError, ShapeError, ValueDomainError) as e:
             e.file = e.file or str(path)
             raise
-        return found if model is None else _renamed(found, _model_names(model, fmt.convention))
+        return found if model is None else _renamed(found, model_names(model, fmt.convention))
     raise UsageError(
         "is no importance file of an installed kind", file=path,
         hint=f"Known: {', '.join(fmt.name for fmt in known)}; pip install quantry-gguf for llama.cpp's.",
     )  # fmt: skip
+
+
+def importance_format(path: str | Path) -> ImportanceFormat:
+    """The format in which a file of this name is written. Raises UsageError for an ending that none has."""
+    path, known = Path(path), registry().importance_formats
+    fmt = next((fmt for fmt in known if path.suffix in fmt.suffixes), None)
+    if fmt is None:
+        endings = ", ".join(ending for fmt in known for ending in fmt.suffixes)
+        raise UsageError(f"no installed format of importance ends in {path.suffix!r}", file=path,
+                         hint=f"Known endings: {endings}.")  # fmt: skip
+    return fmt
 
 
 def write_importance(path: str | Path, importance: Importance, model: Checkpoint | None = None) -> None:
@@ -73,39 +91,36 @@ def write_importance(path: str | Path, importance: Importance, model: Checkpoint
 
     Weights that the format has no name for are an error: UsageError names the first.
     """
-    path = Path(path)
-    known = registry().importance_formats
-    fmt = next((fmt for fmt in known if path.suffix in fmt.suffixes), None)
-    if fmt is None:
-        endings = ", ".join(ending for fmt in known for ending in fmt.suffixes)
-        raise UsageError(f"no installed format of importance ends in {path.suffix!r}", file=path,
-                         hint=f"Known endings: {endings}.")  # fmt: skip
+    fmt = importance_format(path)
     if model is not None and fmt.convention is not None:
-        back = {ours: theirs for theirs, ours in _model_names(model, fmt.convention).items()}
+        back = {ours: theirs for theirs, ours in model_names(model, fmt.convention).items()}
         missing = next((name for name in importance.weights if name not in back), None)
         if missing is not None:
             raise UsageError(f"{fmt.name} files have no name for it", file=path, tensor=missing,
                              hint="Write to a .cimatrix or .safetensors file.")  # fmt: skip
         importance = _renamed(importance, back)
-    fmt.write(path, importance)
+    fmt.write(Path(path), importance)
 
 
 def importance_by_weight(
-    importance: Mapping[str, Tensor], weights: Collection[str], model: object = None
+    importance: Mapping[str, Tensor],
+    weights: Collection[str],
+    others: Callable[[], Mapping[str, str]] | None = None,
 ) -> dict[str, Tensor]:
-    """The same values under names of `weights`, with or without `.weight`, or as a runtime knows them.
+    """The same values under names of `weights`, given with or without `.weight`, or as `others` has them.
 
-    Raises UsageError naming the first that the model lacks, ValueDomainError for values that are none.
+    others: gives other names of weights → theirs in `weights`; asked once, when it is needed. Raises
+    UsageError naming the first weight that the model lacks, ValueDomainError for values that are none.
     """
     found: dict[str, Tensor] = {}
-    others: Mapping[str, str] | None = None
+    known: Mapping[str, str] | None = None
     for name, values in importance.items():
         check_importance(name, values)
         own = name if name in weights else f"{name}.weight"
         if own not in weights:
-            if others is None:
-                others = _model_names(model, None) if isinstance(model, Checkpoint) else {}
-            own = others.get(name, "")
+            if known is None:
+                known = {} if others is None else others()
+            own = known.get(name, "")
         if own not in weights:
             raise UsageError("there is importance for it, but the model has no such weight", tensor=name,
                              hint="The file belongs to another model.")  # fmt: skip
@@ -113,7 +128,7 @@ def importance_by_weight(
     return found
 
 
-def _model_names(model: Checkpoint, convention: str | None) -> dict[str, str]:
+def model_names(model: Checkpoint, convention: str | None = None) -> dict[str, str]:
     """Another convention's name of a weight → the model's; convention None: of every one that is known."""
     found: dict[str, str] = {}
     for runtime in registry().runtimes:

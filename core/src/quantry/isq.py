@@ -16,7 +16,7 @@ from quantry.dtypes import dtype_name
 from quantry.errors import PluginError, ShapeError, UsageError
 from quantry.executor import Workers
 from quantry.format import TensorEntry, WeightSource
-from quantry.importance_files import importance_by_weight
+from quantry.importance_files import importance_by_weight, model_names
 from quantry.isq_checks import check_finite, importance_of
 from quantry.isq_experts import unfused
 from quantry.isq_journal import Journal, fingerprint
@@ -170,7 +170,8 @@ def quantize_checkpoint(
     rules["shard_bytes"] = shard_bytes
     plans = {stem: make_plan(weights, quantizer, selection, **rules) for stem, quantizer in stems.items()}
     names_of = {e.name for e in source.entries()} | {f"{k}.weight" for p in plans.values() for k in p.keys}
-    importance = importance_by_weight(importance or {}, names_of, whole)
+    others = functools.partial(model_names, whole) if isinstance(whole, Checkpoint) else None
+    importance = importance_by_weight(importance or {}, names_of, others)
     options = RunOptions(jobs, max_memory, nan_policy, importance)
     reports = tuple(plan.report(stem) for stem, plan in plans.items())
     shared = next(iter(plans.values()))  # what is no layer is the same for every type

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, get_args
 
-from quantry.bounded import run_bounded
+from quantry.bounded import check_fits, flight_bytes, run_bounded
 from quantry.dtypes import ITEM_BYTES
 from quantry.errors import QuantryError, UsageError, nearest
 from quantry.executor import Batch, TaskDone
@@ -18,7 +18,6 @@ from quantry.isq_journal import Journal
 from quantry.isq_plan import Plan, PlannedTensor
 from quantry.layout import Shape
 from quantry.layouts.dense import Dense
-from quantry.process_memory import rss_bytes
 from quantry.stream import StreamWriter
 from quantry.tensor import QuantizedTensor
 from quantry.uqff_output import OutputWriter, is_row_wise
@@ -47,8 +46,6 @@ Elsewhere = Callable[[Sequence[Batch], Callable[[Sequence[TaskDone]], None]], No
 NanPolicy = Literal["refuse", "zero"]
 
 _BLOCK_BYTES = 8 << 20  # of float32 per task: large enough that calls do not count, small beside a tensor
-_FLIGHT_BYTES = 200 << 20  # of blocks being worked on, whatever the number of workers
-_KEPT_BYTES = 64 << 20  # of memory that the process holds beside blocks
 _BATCH_BYTES = 128 << 20  # of source per batch: against seconds of work, a call and a flush do not count
 _BATCHES = 64  # at least, where there are tasks for it: workers shall end at about the same time
 _BATCH_JOBS = 2  # threads for a batch on one core: one reads or writes while the other packs
@@ -74,12 +71,6 @@ class RunOptions:
         known = get_args(NanPolicy)
         if self.nan_policy not in known:
             raise UsageError(f"unknown NaN policy {self.nan_policy!r}", hint=nearest(self.nan_policy, known))
-
-    def flight_bytes(self) -> int:
-        """Of source, float32 and packed blocks that may be in memory at once."""
-        if self.max_memory is None:
-            return _FLIGHT_BYTES
-        return max(self.max_memory - rss_bytes() - _KEPT_BYTES, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,15 +126,9 @@ def check_memory(plan: Plan, options: RunOptions) -> None:
     """Raise UsageError naming the tensor whose work does not fit `max_memory`."""
     if options.max_memory is None:
         return
-    free = options.flight_bytes()
     largest = max(tasks_of(plan), key=lambda task: task.cost, default=None)
-    if largest is not None and largest.cost > free:
-        need = rss_bytes() + _KEPT_BYTES + largest.cost
-        raise UsageError(
-            f"needs {largest.cost / 1e6:.0f} MB to be packed, of {free / 1e6:.0f} MB that are left",
-            tensor=f"{largest.tensor.layer.key}.weight",
-            hint=f"--max-memory {math.ceil(need / 1e6)}MB is the least.",
-        )
+    if largest is not None:
+        check_fits(largest.cost, options.max_memory, f"{largest.tensor.layer.key}.weight")
 
 
 def run_plan(
@@ -232,7 +217,7 @@ def _batches(tasks: Sequence[Task]) -> list[Batch]:
 
 def _batch(tasks: Sequence[Task]) -> Batch:
     largest = max(task.cost for task in tasks)
-    memory = max(largest, min(_BATCH_JOBS * largest, _FLIGHT_BYTES))
+    memory = max(largest, min(_BATCH_JOBS * largest, flight_bytes(None)))
     return Batch(tuple(task.number for task in tasks), f"{tasks[0].tensor.layer.key}.weight", memory)
 
 
@@ -266,7 +251,7 @@ class Packing:
         def work(task: Task) -> None:
             wrote(task, self._write(task))
 
-        budget = self._options.flight_bytes()
+        budget = flight_bytes(self._options.max_memory)
         run_bounded(tasks, work, lambda task: task.cost, budget=budget, jobs=jobs)
 
     def run_batch(self, tasks: Sequence[Task]) -> list[TaskDone]:

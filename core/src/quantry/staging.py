@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 
-from quantry.stream import os_errors, sync_folder, temporary_name
+from quantry.part_file import os_errors, sync_folder, temporary_name
 
 try:
     import fcntl

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-import errno
 import json
-import os
-import secrets
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from quantry.dtypes import SAFETENSORS_NAME, dtype_name
-from quantry.errors import QuantryError, UsageError
+from quantry.errors import UsageError
 from quantry.layout import BufferSpec
+from quantry.part_file import PartFile
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,9 +22,6 @@ __all__ = [
     "StreamWriter",
     "file_bytes",
     "header_bytes",
-    "os_errors",
-    "sync_folder",
-    "temporary_name",
     "tensor_bytes",
     "write_safetensors",
 ]
@@ -101,27 +95,15 @@ class StreamWriter:
         head, self._offsets = header_bytes(self._specs, metadata)
         self._spans: dict[str, list[tuple[int, int]]] = {name: [] for name in self._specs}
         self._lock = threading.Lock()
-        fixed = resume or join
-        self._temporary = path.with_name(f"{path.name}.part" if fixed else temporary_name(path.name))
-        self._size = len(head) + sum(spec.nbytes for spec in self._specs.values())
-        if join:
-            self.found, self._fd = True, _open_part(self._temporary, self._size)
-            return
-        with os_errors(path):
-            if resume and path.exists():  # it was complete; others of its output were not
-                path.replace(self._temporary)
-            self.found = resume and self._temporary.exists() and self._temporary.stat().st_size == self._size
-            once = 0 if resume else os.O_EXCL
-            flags = os.O_WRONLY | os.O_CREAT | once | getattr(os, "O_BINARY", 0)
-            self._fd = os.open(self._temporary, flags, 0o666)
-        try:
-            with os_errors(path):
-                if not self.found:
-                    _reserve(self._fd, self._size)
-                _write_at(self._fd, memoryview(head), 0)
-        except BaseException:
-            self.abort()
-            raise
+        size = len(head) + sum(spec.nbytes for spec in self._specs.values())
+        self._file = PartFile(path, size, resume=resume, join=join)
+        self.found = self._file.found
+        if not join:
+            try:
+                self._file.write(head, 0)
+            except BaseException:
+                self.abort()
+                raise
 
     def __enter__(self) -> StreamWriter:
         return self
@@ -152,8 +134,7 @@ class StreamWriter:
                 file=self.path,
                 tensor=name,
             )
-        with os_errors(self.path):
-            _write_at(self._fd, payload, self._offsets[name] + offset)
+        self._file.write(payload, self._offsets[name] + offset)
         del keep  # the payload points into it
         with self._lock:
             self._spans[name].append((offset, end))
@@ -165,40 +146,17 @@ class StreamWriter:
 
     def sync(self) -> None:
         """Flush what was written to the disk."""
-        with os_errors(self.path):
-            os.fsync(self._fd)
-            if self._joined and hasattr(
-                os, "posix_fadvise"
-            ):  # no one here reads it: the cache is for sources
-                os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        self._file.sync()
 
     def close(self) -> None:
         """Check that every byte was written once, flush to the disk, and give the file its name."""
-        if self._joined:
-            self.sync()
-            self.abort()
-            return
-        for name, spans in self._spans.items():
+        for name, spans in self._spans.items() if not self._joined else ():
             _check_cover(spans, self._specs[name].nbytes, self.path, name)
-        with os_errors(self.path):
-            os.fsync(self._fd)
-            os.close(self._fd)
-            self._fd = -1
-            self._temporary.replace(self.path)
-            sync_folder(self.path.parent)
+        self._file.close()
 
     def abort(self) -> None:
         """Remove what was written; a file that was joined is only let go."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-        if not self._joined:
-            self._temporary.unlink(missing_ok=True)
-
-
-def temporary_name(name: str) -> str:
-    """A name for a file or folder in the making, beside its target and hidden from format detection."""
-    return f".quantry-{secrets.token_hex(6)}-{name[:64]}.tmp"
+        self._file.abort()
 
 
 def tensor_bytes(tensor: Tensor) -> tuple[memoryview, object]:
@@ -223,57 +181,3 @@ def _check_cover(spans: list[tuple[int, int]], nbytes: int, path: Path, name: st
         covered = end
     if covered != nbytes:
         raise UsageError(f"bytes {covered}:{nbytes} were never written", file=path, tensor=name)
-
-
-def _write_at(fd: int, payload: memoryview, offset: int) -> None:
-    done = 0
-    while done < payload.nbytes:  # a write may be short: Linux stops at 2 GiB
-        done += os.pwrite(fd, payload[done:], offset + done)
-
-
-def _open_part(path: Path, size: int) -> int:
-    # write-only: on NFS a page that was read may be written back whole, over what other machines put beside
-    with os_errors(path):
-        fd = os.open(path, os.O_WRONLY | getattr(os, "O_BINARY", 0))
-    found = os.fstat(fd).st_size
-    if found != size:
-        os.close(fd)
-        raise UsageError(f"has {found} bytes, {size} are planned", file=path)
-    return fd
-
-
-def _reserve(fd: int, size: int) -> None:
-    """Claim the disk space now: a full disk is met before the work is done."""
-    if size and hasattr(os, "posix_fallocate"):
-        try:
-            os.posix_fallocate(fd, 0, size)
-            return
-        except OSError as e:
-            if e.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
-                raise
-    os.ftruncate(fd, size)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename durable; systems that cannot open a folder need no such thing."""
-    try:
-        fd = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(fd)
-    except OSError:
-        pass  # some network file systems refuse it
-    finally:
-        os.close(fd)
-
-
-@contextlib.contextmanager
-def os_errors(path: Path) -> Iterator[None]:
-    """Turns an OSError inside the block into a QuantryError that names the target."""
-    try:
-        yield
-    except OSError as e:
-        raise QuantryError(
-            f"cannot be written: {e.strerror or e}", file=path, hint="Free space or choose another target."
-        ) from e

@@ -11,10 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import quantry
-from quantry import Dense, QuantizedTensor, QuantryError, UsageError, WeightSource, run_bounded
+from quantry import (
+    Dense,
+    PartFile,
+    QuantizedTensor,
+    QuantryError,
+    UsageError,
+    WeightSource,
+    check_fits,
+    flight_bytes,
+    run_bounded,
+)
 from quantry_gguf.convert_plan import ConvertPlan, PlannedTensor, plan_conversion
 from quantry_gguf.convert_source import open_source
-from quantry_gguf.part_file import PartFile
 from quantry_gguf.tensor_types import TypeOptions
 
 if TYPE_CHECKING:
@@ -26,8 +35,6 @@ Progress = Callable[[int, int, str, int], None]
 """Told (bytes of the file done, bytes in all, tensor, tensors done) after each block, one at a time."""
 
 _BLOCK_BYTES = 8 << 20  # of float32 to be quantized at once
-_FLIGHT_BYTES = 200 << 20  # of blocks being worked on, whatever the number of workers
-_KEPT_BYTES = 64 << 20  # of memory that the process holds beside blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +89,14 @@ def convert_gguf(
     plan = plan_conversion(
         source, options, importance, imatrix=None if imatrix is None else str(imatrix), requantize=requantize
     )
-    budget = _budget(plan, max_memory)
+    largest = max(_tasks(plan), key=lambda task: task.cost, default=None)
+    if largest is not None:
+        check_fits(largest.cost, max_memory, largest.tensor.entry.name)
     if not dry_run:
         with PartFile(target, plan.file.size, plan.file.holes) as out:
             out.write(plan.file.head, 0)
             run = _Run(source.weights, plan, out, progress)
+            budget = flight_bytes(max_memory)
             run_bounded(_tasks(plan), run.work, lambda task: task.cost, budget=budget, jobs=jobs)
     return Converted(target, plan, time.monotonic() - start, dry_run)
 
@@ -125,21 +135,6 @@ def _tasks(plan: ConvertPlan) -> Iterator[_Task]:
         step = max(1, _BLOCK_BYTES // (4 * math.prod(shape[1:])))
         for start in range(0, shape[0], step):
             yield _Task(tensor, slice(start, min(start + step, shape[0])))
-
-
-def _budget(plan: ConvertPlan, max_memory: int | None) -> int:
-    """Bytes that tasks may hold together. Raises UsageError naming the tensor that does not fit."""
-    if max_memory is None:
-        return _FLIGHT_BYTES
-    used = quantry.peak_rss_bytes() + _KEPT_BYTES
-    largest = max(_tasks(plan), key=lambda task: task.cost, default=None)
-    if largest is not None and used + largest.cost > max_memory:
-        raise UsageError(
-            f"needs {largest.cost / 1e6:.0f} MB, of {max(0, max_memory - used) / 1e6:.0f} MB that are left",
-            tensor=largest.tensor.entry.name,
-            hint=f"--max-memory {math.ceil((used + largest.cost) / 1e6)}MB is the least.",
-        )
-    return max_memory - used
 
 
 class _Run:

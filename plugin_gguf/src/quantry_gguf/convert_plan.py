@@ -108,19 +108,8 @@ def importance_of(
 
     Raises UsageError for a name that the model lacks and for another number of columns.
     """
-    found: dict[str, Tensor] = {}
-    other: Mapping[str, str] | None = None
-    for name, values in importance.weights.items():
-        both = (name, f"{name}.weight")
-        own = next((n for n in both if n in entries), None)
-        if own is None:
-            other = names() if other is None else other
-            own = next((other[n] for n in both if n in other), None)
-        if own is None or own not in entries:
-            raise UsageError("there is importance for it, but the model has no such weight", tensor=name,
-                             hint="The file belongs to another model.")  # fmt: skip
-        found[own] = _shaped(values, entries[own])
-    return found
+    found = quantry.importance_by_weight(importance.weights, entries, names)
+    return {name: _shaped(values, entries[name]) for name, values in found.items()}
 
 
 def _shaped(values: Tensor, entry: TensorEntry) -> Tensor:

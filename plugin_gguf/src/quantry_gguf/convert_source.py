@@ -26,7 +26,7 @@ _CASTS = ("f32", "f16", "bf16")
 class ConvertSource(NamedTuple):
     """values: key-values. weights: by GGUF name. own: it is a GGUF file, whose tensors have GGUF types.
 
-    names: gives the model's own name of a weight → GGUF's, which takes a runtime.
+    names: gives the model's own name of a weight, with `.weight` and without → GGUF's, which takes a runtime.
     """
 
     values: Mapping[str, Value]
@@ -47,7 +47,7 @@ def open_source(checkpoint: Checkpoint) -> ConvertSource:
         values = {
             key: Value(*header.kinds[key], value) for key, value in header.values.items() if key not in _SPLIT
         }
-        return ConvertSource(values, checkpoint, True, lambda: _own_names(runtimes, checkpoint))
+        return ConvertSource(values, checkpoint, True, lambda: _own_names(checkpoint))
     reasons: list[str] = []
     failures: list[UsageError] = []
     for runtime in runtimes:
@@ -59,7 +59,7 @@ def open_source(checkpoint: Checkpoint) -> ConvertSource:
             continue
         if exported is not None:
             values = typed_values(exported.config)
-            return ConvertSource(values, exported.weights, False, lambda: _own_names(runtimes, checkpoint))
+            return ConvertSource(values, exported.weights, False, lambda: _own_names(checkpoint))
         reasons.append(f"{runtime.name}: {reason or 'does not know how GGUF names this model'}")
     if failures:
         raise failures[0]
@@ -97,9 +97,6 @@ def present(entry: TensorEntry, own: bool) -> Present:
     return Present(entry.name, entry.shape, found)
 
 
-def _own_names(runtimes: tuple[Runtime, ...], checkpoint: Checkpoint) -> dict[str, str]:
-    names: dict[str, str] = {}
-    for runtime in runtimes:
-        if runtime.why_not(checkpoint) is None:
-            names |= {own: gguf for gguf, own in runtime.other_names(checkpoint, "gguf").items()}
-    return names
+def _own_names(checkpoint: Checkpoint) -> dict[str, str]:
+    names = {own: gguf for gguf, own in quantry.model_names(checkpoint, "gguf").items()}
+    return {own.removesuffix(".weight"): gguf for own, gguf in names.items()} | names

@@ -22,10 +22,10 @@ from quantry import (
     MappedFile,
     TruncatedFile,
     UsageError,
+    write_whole,
 )
 from quantry_gguf.header import MAGIC
 from quantry_gguf.imatrix import calls_of, checked, scaled
-from quantry_gguf.part_file import write_whole
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -13,11 +13,11 @@ from quantry import (
     Importance,
     ImportanceFormat,
     MappedFile,
+    PartFile,
     UsageError,
 )
 from quantry_gguf.header import MAGIC, Header, TensorInfo, parse_header
 from quantry_gguf.imatrix import checked, scaled
-from quantry_gguf.part_file import PartFile
 from quantry_gguf.scales import swap_numbers
 from quantry_gguf.types import BY_NAME
 from quantry_gguf.values import typed_values

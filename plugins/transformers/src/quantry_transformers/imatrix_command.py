@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from quantry import UsageError, peak_rss_bytes, progress, registry, write_importance
+from quantry import (
+    UsageError,
+    importance_format,
+    model_names,
+    peak_rss_bytes,
+    progress,
+    write_importance,
+)
 
 if TYPE_CHECKING:
     from quantry import Checkpoint, Importance, ImportanceFormat
@@ -89,12 +96,7 @@ def _collect(checkpoint: Checkpoint, text: str | None, **options: Any) -> Import
 
 def _format_of(out: Path) -> ImportanceFormat:
     """Of the suffix. Before the work, not after it: a folder to write to must be there as well."""
-    known = registry().importance_formats
-    fmt = next((fmt for fmt in known if out.suffix in fmt.suffixes), None)
-    if fmt is None:
-        endings = ", ".join(ending for fmt in known for ending in fmt.suffixes)
-        raise UsageError(f"no installed format of importance ends in {out.suffix!r}", file=out,
-                         hint=f"Known endings: {endings}.")  # fmt: skip
+    fmt = importance_format(out)
     if not out.parent.is_dir():
         raise UsageError("the folder does not exist", file=out.parent, hint="Make it first.")
     return fmt
@@ -102,11 +104,7 @@ def _format_of(out: Path) -> ImportanceFormat:
 
 def _nameable(fmt: ImportanceFormat, checkpoint: Checkpoint) -> frozenset[str] | None:
     """The weights that the format has a name for; None: all."""
-    if fmt.convention is None:
-        return None
-    runtimes = [runtime for runtime in registry().runtimes if runtime.why_not(checkpoint) is None]
-    names = [runtime.other_names(checkpoint, fmt.convention).values() for runtime in runtimes]
-    return frozenset(name for values in names for name in values)
+    return None if fmt.convention is None else frozenset(model_names(checkpoint, fmt.convention).values())
 
 
 def _read(path: Path) -> str:
