@@ -7,8 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 from quantry import Kernel, Layout, Numerics, Problem, Shape, panel_conversions, panel_kernels
-from quantry_fp8.f8q8 import CONVERSIONS as F8Q8_CONVERSIONS
-from quantry_fp8.f8q8 import F8q8Panel, panels
+from quantry_fp8.f8q8 import CONVERSIONS as F8Q8_CONVERSIONS, F8q8Panel, panels
 from quantry_fp8.native import LIBRARY
 
 if TYPE_CHECKING:
