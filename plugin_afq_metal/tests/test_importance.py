@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from afq_weights import edge_rows, in_dtype
 from torch import Tensor
 
 from quantry import QuantizedTensor, Quantizer, dtype_name
-from quantry.testing import on_target, on_threads
+from quantry.testing import (
+    check_stack_weighs_alone,
+    check_targets_weigh_alike,
+    check_threads_weigh_alike,
+    normal_weight,
+    same_bytes,
+    uneven_importance,
+)
 from quantry.testing.optimum import affine_optimum, weighted_error
 from quantry_afq_metal.encode import QUANTIZERS
 from quantry_afq_metal.native import LIBRARY
@@ -25,22 +34,9 @@ def encode(q: Quantizer, weight: Tensor, importance: Tensor | None = None) -> Qu
     return q.quantize(weight, q.layout_for(tuple(weight.shape), dtype_name(weight.dtype)), importance)
 
 
-def same(one: QuantizedTensor, two: QuantizedTensor) -> bool:
-    return all(torch.equal(buffer, two.buffers[name]) for name, buffer in one.buffers.items())
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def uneven(columns: int, seed: int = 1) -> Tensor:
-    """Importance over four decades."""
-    return normal(columns, seed=seed).mul(2).exp()
-
-
 @pytest.mark.parametrize("name", ["afq2", "afq3", "afq4", "afq4_minmax"])
 def test_the_weighted_error_is_near_the_least_there_is(name: str) -> None:
-    weight, importance = normal(8, 256), uneven(256)
+    weight, importance = normal_weight(8, 256), uneven_importance(256)
     plain, found = (
         weighted_error(weight, encode(BY_NAME[name], weight, i).dequantize(), importance)
         for i in (None, importance)
@@ -53,7 +49,7 @@ def test_the_weighted_error_is_near_the_least_there_is(name: str) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("q", QUANTIZERS, ids=by_name)
 def test_rounding_of_scales_is_part_of_the_error(q: Quantizer, dtype: torch.dtype) -> None:
-    weight, importance = normal(24, 256).add(0.3).to(dtype), uneven(256)
+    weight, importance = normal_weight(24, 256).add(0.3).to(dtype), uneven_importance(256)
     plain, found = (encode(q, weight, i).dequantize() for i in (None, importance))
     errors = [weighted_error(weight[:, None], made[:, None], importance) for made in (plain, found)]
     assert (errors[1] <= errors[0]).all()
@@ -63,37 +59,25 @@ def test_rounding_of_scales_is_part_of_the_error(q: Quantizer, dtype: torch.dtyp
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("q", QUANTIZERS, ids=by_name)
 def test_every_target_weighs_alike(q: Quantizer, dtype: torch.dtype) -> None:
-    weight, importance = in_dtype(edge_rows(192), dtype), uneven(192)
+    weight, importance = in_dtype(edge_rows(192), dtype), uneven_importance(192)
     importance[70:100] = 0
-    expected = encode(q, weight, importance)
-    assert expected.dequantize().isfinite().all()
-    for name in LIBRARY.targets():
-        with on_target(LIBRARY, name):
-            assert same(encode(q, weight, importance), expected), name
+    check_targets_weigh_alike(LIBRARY, partial(encode, q), weight, importance)
 
 
 @pytest.mark.parametrize("q", QUANTIZERS, ids=by_name)
 def test_thread_count_does_not_matter(q: Quantizer) -> None:
-    weight, importance, found = normal(500, 320), uneven(320), []
-    for threads in (1, 2, 7):
-        with on_threads(threads):
-            found.append(encode(q, weight, importance))
-    assert all(same(found[0], other) for other in found[1:])
+    check_threads_weigh_alike(partial(encode, q), normal_weight(500, 320), uneven_importance(320), (1, 2, 7))
 
 
 @pytest.mark.parametrize("q", QUANTIZERS, ids=by_name)
 def test_groups_that_no_activation_reaches_are_as_without_importance(q: Quantizer) -> None:
-    weight, importance = normal(9, 256).half(), uneven(256)
+    weight, importance = normal_weight(9, 256).half(), uneven_importance(256)
     importance[64:128] = 0
     plain, weighed = (encode(q, weight, i).dequantize()[:, 64:128] for i in (None, importance))
     assert torch.equal(weighed, plain)
-    assert same(encode(q, weight, torch.zeros(256)), encode(q, weight))
+    assert same_bytes(encode(q, weight, torch.zeros(256)), encode(q, weight))
 
 
 @pytest.mark.parametrize("q", QUANTIZERS, ids=by_name)
 def test_each_matrix_of_a_stack_has_its_importance(q: Quantizer) -> None:
-    weight, importance = normal(3, 5, 128), torch.stack([uneven(128, seed) for seed in range(3)])
-    whole = encode(q, weight, importance)
-    for i in range(3):
-        one = encode(q, weight[i], importance[i])
-        assert all(torch.equal(whole.buffers[n][i], b) for n, b in one.buffers.items())
+    check_stack_weighs_alone(partial(encode, q))

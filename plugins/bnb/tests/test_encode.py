@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,18 @@ import quantry
 from quantry import GroupedCodebook, QuantizedTensor, ShapeError, ValueDomainError
 from quantry.cli import cli
 from quantry.layouts.tables import CODEBOOKS
-from quantry.testing import QuantizerSuite, on_target, on_threads, tensor_digest
+from quantry.testing import (
+    QuantizerSuite,
+    check_stack_weighs_alone,
+    check_targets_weigh_alike,
+    check_threads_weigh_alike,
+    normal_weight,
+    on_target,
+    same_bytes,
+    tensor_digest,
+    uneven_importance,
+)
+from quantry.testing.optimum import weighted_error
 from quantry_bnb.encode import QUANTIZERS
 from quantry_bnb.native import LIBRARY
 
@@ -33,19 +45,6 @@ def as_theirs(qt: QuantizedTensor) -> dict[str, Tensor]:
     """Both parts as bitsandbytes has them: the even column in the high bits."""
     codes = qt.buffers["codes"].flatten()
     return {"codes": codes << 4 | codes >> 4, "scales": qt.buffers["scales"].flatten()}
-
-
-def same(one: QuantizedTensor, two: QuantizedTensor) -> bool:
-    return all(torch.equal(buffer, two.buffers[name]) for name, buffer in one.buffers.items())
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def uneven(columns: int, seed: int = 1) -> Tensor:
-    """Importance over four decades."""
-    return normal(columns, seed=seed).mul(2).exp()
 
 
 @pytest.fixture(params=LIBRARY.targets())
@@ -82,8 +81,8 @@ def test_codes_and_scales_are_those_of_bitsandbytes(target: str, table: str, dty
 def test_random_weights_become_what_bitsandbytes_makes_of_them(table: str, dtype: str) -> None:
     pytest.importorskip("bitsandbytes")
     for seed in range(20):
-        spread = 2.0 ** normal(96, 1, seed=seed).mul(30).clamp(-140, 100)
-        weight = in_dtype(normal(96, 320, seed=seed + 1000) * spread, dtype)
+        spread = 2.0 ** normal_weight(96, 1, seed=seed).mul(30).clamp(-140, 100)
+        weight = in_dtype(normal_weight(96, 320, seed=seed + 1000) * spread, dtype)
         expected, found = by_bitsandbytes(weight, table), as_theirs(encode(table, weight))
         assert all(torch.equal(found[name], part) for name, part in expected.items()), seed
 
@@ -92,9 +91,9 @@ def test_random_weights_become_what_bitsandbytes_makes_of_them(table: str, dtype
 @pytest.mark.parametrize("table", TABLES)
 def test_bitsandbytes_reads_the_bytes(table: str) -> None:
     functional = pytest.importorskip("bitsandbytes.functional")
-    weight = normal(48, 256)
+    weight = normal_weight(48, 256)
     _, state = functional.quantize_4bit(weight, blocksize=64, quant_type=table)
-    for importance in (None, uneven(256)):
+    for importance in (None, uneven_importance(256)):
         qt = encode(table, weight, importance)
         parts = as_theirs(qt)
         state.absmax = parts["scales"]
@@ -104,7 +103,7 @@ def test_bitsandbytes_reads_the_bytes(table: str) -> None:
 
 @pytest.mark.parametrize("table", TABLES)
 def test_a_weight_takes_the_nearest_number(table: str) -> None:
-    weight = normal(64, 256)
+    weight = normal_weight(64, 256)
     qt = encode(table, weight)
     numbers = torch.tensor(CODEBOOKS[table], dtype=torch.float64)
     scale = weight.double().view(64, 4, 64).abs().amax(-1, keepdim=True)
@@ -116,8 +115,8 @@ def test_a_weight_takes_the_nearest_number(table: str) -> None:
 @pytest.mark.parametrize("table", TABLES)
 def test_weighted_scales_are_near_the_best_of_ten_thousand(table: str) -> None:
     """Float64 tries 10,000 scales from 0.2 to 1.4 of the largest magnitude."""
-    weight, importance = normal(8, 256), uneven(256)
-    found = weighted_error(weight, importance, encode(table, weight, importance).dequantize())
+    weight, importance = normal_weight(8, 256), uneven_importance(256)
+    found = weighted_error(weight, encode(table, weight, importance).dequantize(), importance)
     blocks, by = weight.double().view(32, 64), importance.double().view(4, 64).repeat(8, 1)
     numbers = torch.tensor(sorted(CODEBOOKS[table]), dtype=torch.float64)
     middle, largest = (numbers[1:] + numbers[:-1]) / 2, blocks.abs().amax(-1, keepdim=True)
@@ -125,13 +124,9 @@ def test_weighted_scales_are_near_the_best_of_ten_thousand(table: str) -> None:
     for share in torch.linspace(0.2, 1.4, 10_000, dtype=torch.float64):
         made = numbers[torch.bucketize(blocks / (share * largest), middle)] * share * largest
         least = torch.minimum(least, ((made - blocks).square() * by).sum(-1))
-    plain = weighted_error(weight, importance, encode(table, weight).dequantize())
+    plain = weighted_error(weight, encode(table, weight).dequantize(), importance)
     assert least.sum() <= found * (1 + 1e-6)
     assert found - least.sum() <= 0.1 * (plain - least.sum())  # nine tenths of what there is to gain
-
-
-def weighted_error(weight: Tensor, importance: Tensor, made: Tensor) -> float:
-    return float(((made.double() - weight.double()).square() * importance.double()).sum())
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -139,40 +134,29 @@ def weighted_error(weight: Tensor, importance: Tensor, made: Tensor) -> float:
 def test_every_target_weighs_alike(table: str, dtype: str) -> None:
     blocks = torch.cat([w.view(-1, 64)[::11] for w in WEIGHTS.values()])
     weight = in_dtype(blocks[: len(blocks) // 3 * 3].view(-1, 192), dtype)
-    importance = uneven(192)
+    importance = uneven_importance(192)
     importance[70:100] = 0
-    expected = encode(table, weight, importance)
-    for name in LIBRARY.targets():
-        with on_target(LIBRARY, name):
-            assert same(encode(table, weight, importance), expected), name
+    check_targets_weigh_alike(LIBRARY, partial(encode, table), weight, importance)
 
 
 @pytest.mark.parametrize("table", TABLES)
 def test_thread_count_does_not_matter(table: str) -> None:
-    weight, found = normal(900, 320), []
-    for importance in (None, uneven(320)):
-        for threads in (1, 2, 7):
-            with on_threads(threads):
-                found.append(encode(table, weight, importance))
-        assert all(same(found[-3], other) for other in found[-2:])
+    for importance in (None, uneven_importance(320)):
+        check_threads_weigh_alike(partial(encode, table), normal_weight(900, 320), importance, (1, 2, 7))
 
 
 @pytest.mark.parametrize("table", TABLES)
 def test_blocks_that_no_activation_reaches_are_as_without_importance(table: str) -> None:
-    weight, importance = normal(9, 256), uneven(256)
+    weight, importance = normal_weight(9, 256), uneven_importance(256)
     importance[64:128] = 0
     plain, weighed = (encode(table, weight, i).dequantize()[:, 64:128] for i in (None, importance))
     assert torch.equal(weighed, plain)
-    assert same(encode(table, weight, torch.zeros(256)), encode(table, weight))
+    assert same_bytes(encode(table, weight, torch.zeros(256)), encode(table, weight))
 
 
 @pytest.mark.parametrize("table", TABLES)
 def test_each_matrix_of_a_stack_has_its_importance(table: str) -> None:
-    weight, importance = normal(3, 5, 128), torch.stack([uneven(128, seed) for seed in range(3)])
-    whole = encode(table, weight, importance)
-    for i in range(3):
-        one = encode(table, weight[i], importance[i])
-        assert all(torch.equal(whole.buffers[n][i], b) for n, b in one.buffers.items())
+    check_stack_weighs_alone(partial(encode, table))
 
 
 @pytest.mark.parametrize("name", BY_NAME)
@@ -190,7 +174,7 @@ def test_empty_weights_and_refusals(name: str) -> None:
 @pytest.mark.parametrize("name", BY_NAME)
 def test_isq_writes_them_to_uqff_though_it_has_no_tag(name: str, tmp_path: Path) -> None:
     key = "model.layers.0.mlp.up_proj.weight"
-    weight = normal(48, 256)
+    weight = normal_weight(48, 256)
     save_file({key: weight}, tmp_path / "model.safetensors")
     arguments = ["quantize", str(tmp_path / "model.safetensors"), "--isq", name, "-o", str(tmp_path / "o")]
     done = CliRunner().invoke(cli, arguments)
@@ -199,4 +183,4 @@ def test_isq_writes_them_to_uqff_though_it_has_no_tag(name: str, tmp_path: Path)
     (shard,) = (tmp_path / "o").rglob("*-0.uqff")
     again = quantry.open(shard)[key]
     assert again.layout == GroupedCodebook(name, 64, "f32")
-    assert same(again, encode(name, weight))
+    assert same_bytes(again, encode(name, weight))

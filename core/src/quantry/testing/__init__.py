@@ -18,6 +18,14 @@ from quantry.testing.products import check_experts, check_modules, check_pinned,
 from quantry.testing.quantizers import QuantizerSuite
 from quantry.testing.running import on_target, on_threads
 from quantry.testing.suite import Outcome, outcomes
+from quantry.testing.weighing import (
+    check_stack_weighs_alone,
+    check_targets_weigh_alike,
+    check_threads_weigh_alike,
+    normal_weight,
+    same_bytes,
+    uneven_importance,
+)
 from quantry.testing.weights import known_layouts, random_weight
 
 __all__ = [
@@ -40,17 +48,23 @@ __all__ = [
     "check_pinned",
     "check_plugin",
     "check_products",
+    "check_stack_weighs_alone",
+    "check_targets_weigh_alike",
+    "check_threads_weigh_alike",
     "corner_weight",
     "fake_device",
     "installed",
     "known_layouts",
     "mutated",
     "mutations",
+    "normal_weight",
     "on_target",
     "on_threads",
     "outcomes",
     "random_weight",
+    "same_bytes",
     "sample_importance",
     "tensor_digest",
+    "uneven_importance",
     "worked_example",
 ]
