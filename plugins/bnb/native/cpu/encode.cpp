@@ -45,15 +45,6 @@ struct Batch {
   alignas(64) uint8_t code[kBatch * kBnbBlock];
 };
 
-QUANTRY_INLINE void find_scales(const float* x, int blocks, Batch& b) {
-  for (int i = 0; i < blocks; i++, x += kBnbBlock) {
-    Floats most = magnitude(read(x));
-    for (int k = kWide; k < kBnbBlock; k += kWide) most = larger(most, magnitude(read(x + k)));
-    b.scale[i] = largest(most)[0];
-  }
-  for (int i = blocks; i < kBatch; i++) b.scale[i] = 0;
-}
-
 QUANTRY_INLINE Floats inverse_of(Floats scale) { return 1.0f / larger(scale, all(kLeastScale)); }
 
 template <int Table>
@@ -128,7 +119,7 @@ void encode_blocks(const float* x, const QuantryRows& rows, int64_t first, int64
     const int blocks = static_cast<int>(min_of(kBatch, count - done));
     const float* from = x + done * kBnbBlock;
     const int64_t block = first + done;
-    find_scales(from, blocks, b);
+    block_magnitudes<kBnbBlock>(from, blocks, kBatch, b.scale);
     if (rows.importance) fit_weighted<Table>(from, rows, block, blocks, b);
     memcpy(out.scales + block, b.scale, static_cast<size_t>(blocks) * 4);
     find_codes<Table>(from, blocks, b);

@@ -24,15 +24,6 @@ struct Batch {
   alignas(64) uint8_t code[kBatch * kMxBlock];
 };
 
-QUANTRY_INLINE void find_largest(const float* x, int blocks, Batch& b) {
-  for (int i = 0; i < blocks; i++, x += kMxBlock) {
-    Floats most = magnitude(read(x));
-    for (int k = kWide; k < kMxBlock; k += kWide) most = larger(most, magnitude(read(x + k)));
-    b.largest[i] = largest(most)[0];
-  }
-  for (int i = blocks; i < kBatch; i++) b.largest[i] = 0;
-}
-
 // floor(log2f(y)) + 127 of a y whose last seven bits of mantissa are all but full: a logarithm within half a place of the
 // next whole number is that number in f32.
 int rounded_log2(float y) {
@@ -82,7 +73,7 @@ void encode_blocks(const float* x, int64_t first, int64_t count, const MxOut& ou
     const int blocks = static_cast<int>(min_of(kBatch, count - done));
     const float* from = x + done * kMxBlock;
     const int64_t block = first + done;
-    find_largest(from, blocks, b);
+    block_magnitudes<kMxBlock>(from, blocks, kBatch, b.largest);
     for (int at = 0; at < kBatch; at += kWide) find_scales<Element>(at, b);
     for (int i = 0; i < blocks; i++) out.scales[block + i] = static_cast<uint8_t>(b.scale[i]);
     if constexpr (Element == MX_E2M1) {

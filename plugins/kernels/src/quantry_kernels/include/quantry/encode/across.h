@@ -30,4 +30,15 @@ QUANTRY_INLINE Floats largest(Floats v) {
   return across(v, [](Floats a, Floats b) QUANTRY_LAMBDA { return larger(a, b); });
 }
 
+// The largest magnitude of each of `blocks` blocks of Block neighbours in x; zeros up to `batch`, for whole vectors of them.
+template <int Block>
+QUANTRY_INLINE void block_magnitudes(const float* x, int blocks, int batch, float* most) {
+  for (int i = 0; i < blocks; i++, x += Block) {
+    Floats so_far = magnitude(read(x));
+    for (int k = kWide; k < Block; k += kWide) so_far = larger(so_far, magnitude(read(x + k)));
+    most[i] = largest(so_far)[0];
+  }
+  for (int i = blocks; i < batch; i++) most[i] = 0;
+}
+
 QUANTRY_END
