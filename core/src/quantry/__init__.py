@@ -59,7 +59,7 @@ _NAMES = {
     "process_memory": "peak_rss_bytes",
     "quantizer": "Quantizer canonical_name",
     "resolve": "Decision",
-    "roles": "Role role_of",
+    "roles": "Role expert_parts expert_slot role_of",
     "roof": "Roof",
     "runtime": "Calibrated Exported Observer Runtime",
     "source": "MappedFile Source release_pages",
@@ -173,7 +173,12 @@ if TYPE_CHECKING:
     from quantry.process_memory import peak_rss_bytes as peak_rss_bytes
     from quantry.quantizer import Quantizer as Quantizer, canonical_name as canonical_name
     from quantry.resolve import Decision as Decision
-    from quantry.roles import Role as Role, role_of as role_of
+    from quantry.roles import (
+        Role as Role,
+        expert_parts as expert_parts,
+        expert_slot as expert_slot,
+        role_of as role_of,
+    )
     from quantry.roof import Roof as Roof
     from quantry.runtime import (
         Calibrated as Calibrated,

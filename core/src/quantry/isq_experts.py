@@ -7,19 +7,17 @@ mistral.rs stores `<…>.experts.gate_proj`, `.up_proj` and `.down_proj` whateve
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from quantry.format import TensorEntry, WeightSource
+from quantry.roles import expert_parts
 
 if TYPE_CHECKING:
     from quantry.tensor import QuantizedTensor
 
 __all__ = ["unfused"]
-
-_FUSED = re.compile(r"(?P<stem>.+\.experts)\.gate_up_proj(?P<leaf>\.weight)?\Z")
 
 
 class _Part(NamedTuple):
@@ -35,19 +33,18 @@ def unfused(source: WeightSource) -> WeightSource:
     entries = {entry.name: entry for entry in source.entries()}
     parts: dict[str, _Part] = {}
     for name, entry in entries.items():
-        match = _FUSED.match(name)
-        if match is None or not _is_concatenated(entry, entries, match):
+        named = expert_parts(name)
+        if named is None or not _is_concatenated(entry, entries, named[3]):
             continue
-        stem, half = match["stem"], entry.shape[1] // 2
-        parts[f"{stem}.gate_proj.weight"] = _Part(name, 0, half)
-        parts[f"{stem}.up_proj.weight"] = _Part(name, half, half)
-        parts[f"{stem}.down_proj.weight"] = _Part(f"{stem}.down_proj{match['leaf'] or ''}")
+        gate, up, down, beside = named
+        half = entry.shape[1] // 2
+        parts |= {gate: _Part(name, 0, half), up: _Part(name, half, half), down: _Part(beside)}
     return _Unfused(source, entries, parts) if parts else source
 
 
-def _is_concatenated(entry: TensorEntry, entries: dict[str, TensorEntry], match: re.Match[str]) -> bool:
+def _is_concatenated(entry: TensorEntry, entries: dict[str, TensorEntry], beside: str) -> bool:
     """Whether the shapes are those of rows of outputs, which transposed stacks do not have; biases stay."""
-    down = entries.get(f"{match['stem']}.down_proj{match['leaf'] or ''}")
+    down = entries.get(beside)
     if down is None or len(entry.shape) != 3 or len(down.shape) != 3 or f"{entry.name}_bias" in entries:
         return False
     experts, double, hidden = entry.shape

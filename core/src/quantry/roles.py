@@ -7,7 +7,7 @@ from typing import Literal
 
 from quantry.layout import Shape
 
-__all__ = ["Role", "expert_slot", "is_plain_name", "ops_of", "role_of"]
+__all__ = ["Role", "expert_parts", "expert_slot", "is_plain_name", "ops_of", "role_of"]
 
 Role = Literal["linear", "embedding", "head", "experts", "position", "router", "other"]
 
@@ -28,6 +28,7 @@ _EXPERT = re.compile(
     r"(?P<prefix>.+\.experts)\.(?P<index>\d+)\.(?P<part>gate_proj|up_proj|down_proj|w1|w2|w3)\.weight\Z"
 )
 _PART = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
+_FUSED = re.compile(r"(?P<stem>.+\.experts)\.gate_up_proj(?P<leaf>\.weight)?\Z")
 
 
 def role_of(name: str, shape: Shape) -> Role:
@@ -84,3 +85,17 @@ def expert_slot(name: str) -> tuple[str, int] | None:
         return None
     part = _PART.get(found["part"], found["part"])
     return f"{found['prefix']}.{part}.weight", int(found["index"])
+
+
+def expert_parts(name: str) -> tuple[str, str, str, str] | None:
+    """Names of the stacks gate, up and down that plans make beside a fused stack of this name, and of the
+    stack of down beside it; None for other names.
+
+    >>> expert_parts("h.0.experts.gate_up_proj")[1::2]
+    ('h.0.experts.up_proj.weight', 'h.0.experts.down_proj')
+    """
+    found = _FUSED.match(name)
+    if found is None:
+        return None
+    gate, up, down = (f"{found['stem']}.{part}_proj.weight" for part in ("gate", "up", "down"))
+    return gate, up, down, f"{found['stem']}.down_proj{found['leaf'] or ''}"

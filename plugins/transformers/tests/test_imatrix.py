@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 import quantry
 from quantry import Importance, ImportanceFormat
 from quantry.cli import cli
-from quantry_transformers import imatrix_command
+from quantry.testing import installed
 from quantry_transformers.importance import SquareSums, collect_importance, default_text
 
 KEYS = {"tensors", "chunks", "tokens", "seconds", "tokens_per_s", "output", "peak_rss_bytes"}
@@ -175,7 +175,7 @@ def test_an_output_that_cannot_be_is_refused_before_the_work(
 
 
 def test_a_format_without_names_for_the_model_is_refused_at_its_first_layer(
-    tmp_path: Path, text: Path, hf_folder: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, text: Path, hf_folder: Callable[..., Any]
 ) -> None:
     class Foreign(ImportanceFormat):
         name, suffixes, convention = "foreign", (".foreign",), "nobody's"
@@ -189,11 +189,10 @@ def test_a_format_without_names_for_the_model_is_refused_at_its_first_layer(
         def write(self, path: Path, importance: Importance) -> None:
             raise NotImplementedError
 
-    known = quantry.registry()
-    more = SimpleNamespace(importance_formats=[Foreign()], runtimes=known.runtimes)
-    monkeypatch.setattr(imatrix_command, "registry", lambda: more)
+    plugin = SimpleNamespace(quantry_importance_formats=quantry.hookimpl(lambda: [Foreign()]))
     hf_folder(tmp_path / "m", transformers.LlamaConfig(**CONFIG))
-    result = imatrix(tmp_path / "m", "-o", tmp_path / "x.foreign", "--text", text, "--chunk-tokens", 32)
+    with installed(plugin):
+        result = imatrix(tmp_path / "m", "-o", tmp_path / "x.foreign", "--text", text, "--chunk-tokens", 32)
     assert result.exit_code == 2, result.output
     assert "model.layers.0.self_attn.q_proj.weight" in result.output
     assert "no name for it" in result.output

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from quantry import FormatError, TensorEntry
+from quantry import FormatError, TensorEntry, expert_parts, expert_slot
 from quantry_transformers import names
 from quantry_transformers.architectures import ARCHITECTURES
 from quantry_transformers.gguf_models import GGUF_MODELS, GgufModel
@@ -17,13 +16,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Origin", "gguf_names", "origins"]
 
-# one expert's weight; mixtral's w1, w3, w2 are gate, up, down
-_EXPERT = re.compile(
-    r"(?P<stem>.+\.experts)\.(?P<index>\d+)\.(?P<part>gate_proj|up_proj|down_proj|w1|w2|w3)\.weight\Z"
-)
-_PARTS = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
-# transformers' stacks [experts, N, K], gate's and up's rows one below the other
-_FUSED = re.compile(r"(?P<stem>.+\.experts)\.gate_up_proj(?P<leaf>\.weight)?\Z")
 _COMPUTED = re.compile(r"\.rotary_emb\.inv_freq\Z")  # old checkpoints store what the model computes
 
 
@@ -106,16 +98,15 @@ def _made_of(checkpoint: Checkpoint, model: GgufModel) -> tuple[dict[str, Origin
     found: list[Origin] = []
     taken: set[str] = set()
     for name, entry in entries.items():
-        if (match := _EXPERT.match(name)) is not None:
-            part = _PARTS.get(match["part"], match["part"])
-            experts.setdefault(f"{match['stem']}.{part}.weight", {})[int(match["index"])] = name
-        elif (match := _FUSED.match(name)) is not None and _is_concatenated(entry, entries, match):
-            stem, half = match["stem"], entry.shape[1] // 2
-            down = f"{stem}.down_proj{match['leaf'] or ''}"
-            found.append(Origin(f"{stem}.gate_proj.weight", (name,), 0, half))
-            found.append(Origin(f"{stem}.up_proj.weight", (name,), half, half))
-            found.append(Origin(f"{stem}.down_proj.weight", (down,)))
-            taken |= {name, down}
+        if (slot := expert_slot(name)) is not None:
+            experts.setdefault(slot[0], {})[slot[1]] = name
+        elif (parts := expert_parts(name)) is not None and _is_concatenated(entry, entries.get(parts[3])):
+            gate, up, down, beside = parts
+            half = entry.shape[1] // 2
+            found.append(Origin(gate, (name,), 0, half))
+            found.append(Origin(up, (name,), half, half))
+            found.append(Origin(down, (beside,)))
+            taken |= {name, beside}
     for weight, by_index in experts.items():
         stored = tuple(by_index[i] for i in sorted(by_index))
         found.append(Origin(weight, stored, is_stack=True))
@@ -132,8 +123,7 @@ def _made_of(checkpoint: Checkpoint, model: GgufModel) -> tuple[dict[str, Origin
     return made, homeless
 
 
-def _is_concatenated(entry: TensorEntry, entries: Mapping[str, TensorEntry], match: re.Match[str]) -> bool:
-    down = entries.get(f"{match['stem']}.down_proj{match['leaf'] or ''}")
+def _is_concatenated(entry: TensorEntry, down: TensorEntry | None) -> bool:
     if down is None or len(entry.shape) != 3 or entry.shape[1] % 2:
         return False
     experts, double, hidden = entry.shape
@@ -143,8 +133,8 @@ def _is_concatenated(entry: TensorEntry, entries: Mapping[str, TensorEntry], mat
 def _check_stack(checkpoint: Checkpoint, origin: Origin) -> None:
     file, first = checkpoint.source.path, checkpoint.entry(origin.stored[0])
     for expected, name in enumerate(origin.stored):
-        match = _EXPERT.match(name)
-        if match is None or int(match["index"]) != expected:
+        slot = expert_slot(name)
+        if slot is None or slot[1] != expected:
             raise FormatError(f"expert {expected} is missing before it", file=file, tensor=name)
         entry = checkpoint.entry(name)
         if (entry.layout, entry.shape) != (first.layout, first.shape):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torch import nn
 
-from quantry import Shape, TensorEntry, role_of
+from quantry import Shape, TensorEntry, expert_parts, expert_slot, role_of
 from quantry_transformers.build import tied_head
 
 if TYPE_CHECKING:
@@ -17,13 +16,6 @@ if TYPE_CHECKING:
     from quantry_transformers.expert_weights import Stack
 
 __all__ = ["Watched", "expert_counts", "head_name", "watched_modules"]
-
-# the names that quantry's plans give: one stack a part, whatever the checkpoint has
-_EXPERT = re.compile(
-    r"(?P<stem>.+\.experts)\.(?P<index>\d+)\.(?P<part>gate_proj|up_proj|down_proj|w1|w2|w3)\.weight"
-)
-_PART = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}  # mixtral's names
-_FUSED = re.compile(r"(?P<stem>.+\.experts)\.gate_up_proj(?P<leaf>\.weight)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +34,9 @@ def watched_modules(plan: Blueprint) -> dict[str, Watched]:
         own = plan.own_names.get(f"{path}.weight")
         if own is None or module is head or getattr(type(module), "forward", None) is not nn.Linear.forward:
             continue
-        slot = _EXPERT.fullmatch(own)
+        slot = expert_slot(own)
         if slot is not None:
-            found[path] = Watched((_stack_name(slot),), int(slot["index"]))
+            found[path] = Watched((slot[0],), slot[1])
         elif role_of(own, tuple(module.weight.shape)) == "linear":
             found[path] = Watched((own,))
     for stack in plan.stacks:
@@ -64,34 +56,26 @@ def expert_counts(entries: Iterable[TensorEntry]) -> Mapping[str, int]:
     """Name of each stack that the tensors of a checkpoint make → how many experts it has."""
     found: dict[str, int] = {}
     for entry in entries:
-        slot, fused = _EXPERT.fullmatch(entry.name), _FUSED.fullmatch(entry.name)
+        slot, fused = expert_slot(entry.name), expert_parts(entry.name)
         if slot is not None:
-            name = _stack_name(slot)
-            found[name] = max(found.get(name, 0), int(slot["index"]) + 1)
+            name, index = slot
+            found[name] = max(found.get(name, 0), index + 1)
         elif len(entry.shape) == 3:
             found[entry.name] = entry.shape[0]
             if fused is not None:
-                found |= dict.fromkeys(_split_names(fused["stem"]), entry.shape[0])
+                found |= dict.fromkeys(fused[:3], entry.shape[0])
     return found
-
-
-def _stack_name(slot: re.Match[str]) -> str:
-    return f"{slot['stem']}.{_PART.get(slot['part'], slot['part'])}.weight"
-
-
-def _split_names(stem: str) -> tuple[str, str, str]:
-    return f"{stem}.gate_proj.weight", f"{stem}.up_proj.weight", f"{stem}.down_proj.weight"
 
 
 def _stack_names(plan: Blueprint, stack: Stack) -> dict[str, tuple[str, ...]]:
     """Part of a stack → the weights it is; a fused stack is two where plans split it."""
     own = {part: plan.own_names[names[0]] for part, names in stack.parts.items()}
-    fused = _FUSED.fullmatch(own.get("gate_up_proj", ""))
+    fused = expert_parts(own.get("gate_up_proj", ""))
     if fused is not None and _splits(plan.weights.entry(stack.parts["gate_up_proj"][0]).shape, own, plan):
-        gate, up, down = _split_names(fused["stem"])
+        gate, up, down, _ = fused
         return {"gate_up_proj": (gate, up), "down_proj": (down,)}
-    slots = {part: _EXPERT.fullmatch(name) for part, name in own.items()}
-    return {part: (own[part] if slot is None else _stack_name(slot),) for part, slot in slots.items()}
+    slots = {part: expert_slot(name) for part, name in own.items()}
+    return {part: (own[part] if slot is None else slot[0],) for part, slot in slots.items()}
 
 
 def _splits(shape: Shape, own: Mapping[str, str], plan: Blueprint) -> bool:
