@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import given, strategies as st
-from torch import Tensor
 
 from quantry import (
     BufferSpec,
@@ -24,22 +23,20 @@ from quantry import (
     Layout,
     Numerics,
     QuantizedTensor,
-    Quantizer,
     TensorEntry,
     UqffCodec,
-    ValueDomainError,
-    importance_rows,
 )
 from quantry.dense_codec import UnquantCodec
 from quantry.testing import (
     ConversionSuite,
     FormatSuite,
     KernelSuite,
-    QuantizerSuite,
     UqffCodecSuite,
+    failed_facts,
     mutated,
     mutations,
     outcomes,
+    suite_of,
 )
 
 LAYOUTS = [GroupedAffine(4, 32, "in", "mid", "f32"), GroupedAffine(3, 0, "in", "float", "f16", perm=True)]
@@ -138,21 +135,15 @@ class RefusesEverything(Good):
         return "not on a Tuesday"
 
 
-def suite(base: type, **attributes: object) -> object:
-    return type(base.__name__, (base,), attributes)()
-
-
-def failed(checked: object, fact: str | None = None) -> set[str]:
-    """Facts that fail, but for the purity of imports: this file imports torch."""
-    return {o.fact for o in outcomes(checked, fact) if o.result == "failed"} - {"its module imports no torch"}
+IMPORTS = "its module imports no torch"  # this file does
 
 
 def kernel_suite(kernel: type[Kernel]) -> object:
-    return suite(KernelSuite, kernel=kernel(), layouts=LAYOUTS, max_cases=10)
+    return suite_of(KernelSuite, kernel=kernel(), layouts=LAYOUTS, max_cases=10)
 
 
 def test_a_right_kernel_passes_every_fact():
-    assert failed(kernel_suite(Good)) == set()
+    assert failed_facts(kernel_suite(Good)) <= {IMPORTS}
 
 
 def test_a_module_that_imports_torch_is_named():
@@ -180,21 +171,21 @@ def test_a_module_that_imports_torch_is_named():
     ],
 )
 def test_a_wrong_kernel_fails_the_fact_it_breaks(kernel: type[Kernel], fact: str):
-    assert fact in failed(kernel_suite(kernel), fact)
+    assert fact in failed_facts(kernel_suite(kernel), fact)
 
 
 def test_a_kernel_that_states_its_rounding_passes():
     class Rounds(RoundsButSaysExact):
         numerics = Numerics("f32", "int8", deterministic=False)
 
-    assert failed(kernel_suite(Rounds), "equals the definition") == set()
+    assert failed_facts(kernel_suite(Rounds), "equals the definition") <= {IMPORTS}
 
 
 def test_a_kernel_of_an_absent_device_is_skipped_with_the_reason():
     class Elsewhere(Good):
         device = "nowhere"
 
-    skipped = [o for o in outcomes(suite(KernelSuite, kernel=Elsewhere())) if o.result == "skipped"]
+    skipped = [o for o in outcomes(suite_of(KernelSuite, kernel=Elsewhere())) if o.result == "skipped"]
     assert any("nowhere" in o.message for o in skipped)
 
 
@@ -240,7 +231,7 @@ class RaisesOnOthers(Widen):
 
 
 def test_an_exact_conversion_passes():
-    assert failed(suite(ConversionSuite, conversion=Widen())) == set()
+    assert failed_facts(suite_of(ConversionSuite, conversion=Widen())) <= {IMPORTS}
 
 
 @pytest.mark.parametrize(
@@ -252,158 +243,7 @@ def test_an_exact_conversion_passes():
     ],
 )
 def test_a_wrong_conversion_fails_the_fact_it_breaks(conversion: type[Conversion], fact: str):
-    assert fact in failed(suite(ConversionSuite, conversion=conversion()), fact)
-
-
-class Rtn(Quantizer):
-    """8 bits, one scale per row."""
-
-    name = "rtn8"
-
-    def why_not(self, shape, dtype):
-        if dtype not in ("f32", "f16", "bf16"):
-            return f"made from floats, not from {dtype}"
-        return None if len(shape) == 2 and min(shape) > 0 else "needs a matrix that is not empty"
-
-    def layout_for(self, shape, dtype):
-        return GroupedAffine(8, 0, "in", "mid", "f32")
-
-    def quantize(self, weight, layout, stats=None):
-        from quantry import ShapeError
-
-        reason = self.why_not(tuple(weight.shape), "f32")
-        if reason is not None:
-            raise ShapeError(reason)
-        self.check(weight)
-        scales = self.scales(weight.float())
-        codes = (weight.float() / scales.clamp_min(1e-30)).round().clamp(-128, 127) + 128
-        return QuantizedTensor(
-            layout, tuple(weight.shape), {"codes": codes.to(torch.uint8).contiguous(), "scales": scales}
-        )
-
-    def check(self, weight: Tensor) -> None:
-        if not weight.isfinite().all():
-            row, column = (~weight.isfinite()).nonzero()[0].tolist()
-            raise ValueDomainError(f"row {row}, column {column} is not finite")
-
-    def scales(self, weight: Tensor) -> Tensor:
-        return weight.abs().amax(-1, keepdim=True) / 127
-
-
-class LetsNanIn(Rtn):
-    def check(self, weight):
-        return None
-
-
-class LooksAtAllRows(Rtn):
-    def scales(self, weight):
-        return (weight.abs().max() / 127).expand(len(weight), 1).contiguous()
-
-
-class FarOff(Rtn):
-    def scales(self, weight):
-        return super().scales(weight) * 40
-
-
-class NamesTheUnknown(Rtn):
-    fallback = ("rtn9",)
-
-
-class Weighs(Rtn):
-    """Takes the least weighted error of a few scales a row."""
-
-    takes_importance = True
-
-    def quantize(self, weight, layout, stats=None):
-        importance = self.importance(stats, tuple(weight.shape))
-        self.share = torch.ones(len(weight), 1)
-        best = super().quantize(weight, layout)
-        if importance is None:
-            return best
-        shares, least = self.share, self.error(best, weight, importance)
-        for share in torch.linspace(0.8, 1, 9):
-            self.share = share.expand(len(weight), 1)
-            error = self.error(super().quantize(weight, layout), weight, importance)
-            shares, least = torch.where(error < least, share, shares), torch.minimum(error, least)
-        self.share = shares
-        return super().quantize(weight, layout)
-
-    def importance(self, stats, shape):
-        rows = importance_rows(stats, shape)
-        return None if rows is None else rows[0]
-
-    def error(self, made, weight, importance):
-        off = (made.dequantize() - weight.float()).square() * importance
-        return off.sum(-1, keepdim=True)
-
-    def scales(self, weight):
-        return super().scales(weight) * self.share
-
-
-class WeighsUpsideDown(Weighs):
-    def error(self, made, weight, importance):
-        return -super().error(made, weight, importance)
-
-
-class FeelsTheSizeOfImportance(Weighs):
-    def importance(self, stats, shape):
-        return None if stats is None else super().importance(stats, shape).clamp(max=1)
-
-
-class DividesByTheSum(Weighs):
-    def importance(self, stats, shape):
-        found = super().importance(stats, shape)
-        self.one = 1 if found is None else found.sum() / found.sum()
-        return found
-
-    def scales(self, weight):
-        return super().scales(weight) * self.one
-
-
-class DividesByEach(DividesByTheSum):
-    def importance(self, stats, shape):
-        found = super().importance(stats, shape)
-        self.one = 1 if found is None else (found / found).mean()
-        return found
-
-
-class MixesRows(Weighs):
-    def importance(self, stats, shape):
-        self.mixed = stats is not None
-        return super().importance(stats, shape)
-
-    def scales(self, weight):
-        scales = super().scales(weight)
-        return scales.max().expand(len(weight), 1).contiguous() if self.mixed else scales
-
-
-class TakesAnyImportance(Weighs):
-    def importance(self, stats, shape):
-        return stats
-
-
-@pytest.mark.parametrize("quantizer", [Rtn, Weighs])
-def test_a_right_quantizer_passes(quantizer: type[Quantizer]):
-    assert failed(suite(QuantizerSuite, quantizer=quantizer())) == set()
-
-
-@pytest.mark.parametrize(
-    ("quantizer", "fact"),
-    [
-        (LetsNanIn, "refuses nan and inf by place"),
-        (LooksAtAllRows, "rows may be cut at its row block"),
-        (FarOff, "stays close"),
-        (NamesTheUnknown, "the types it names exist"),
-        (WeighsUpsideDown, "importance lowers the error that it weighs"),
-        (FeelsTheSizeOfImportance, "only ratios of importance count"),
-        (DividesByTheSum, "equal and zero importance are no preference"),
-        (DividesByEach, "columns of no importance stay finite"),
-        (MixesRows, "rows are weighed alone"),
-        (TakesAnyImportance, "refuses what is no importance"),
-    ],
-)
-def test_a_wrong_quantizer_fails_the_fact_it_breaks(quantizer: type[Quantizer], fact: str):
-    assert fact in failed(suite(QuantizerSuite, quantizer=quantizer()), fact)
+    assert fact in failed_facts(suite_of(ConversionSuite, conversion=conversion()), fact)
 
 
 class SaysAnotherShape(UnquantCodec):
@@ -426,7 +266,7 @@ class LosesTheType(UnquantCodec):
 
 
 def test_the_core_codec_passes():
-    assert failed(suite(UqffCodecSuite, codec=UnquantCodec())) == set()
+    assert failed_facts(suite_of(UqffCodecSuite, codec=UnquantCodec())) <= {IMPORTS}
 
 
 @pytest.mark.parametrize(
@@ -438,7 +278,7 @@ def test_the_core_codec_passes():
     ],
 )
 def test_a_wrong_codec_fails_the_fact_it_breaks(codec: type[UqffCodec], fact: str):
-    assert fact in failed(suite(UqffCodecSuite, codec=codec()), fact)
+    assert fact in failed_facts(suite_of(UqffCodecSuite, codec=codec()), fact)
 
 
 class Raw(Format):
@@ -492,11 +332,11 @@ def format_suite(format: type[Format], folder: Path) -> object:
     path = folder / "tiny.raw"
     path.write_bytes(b"RAW1" + (6).to_bytes(4, "little") + struct.pack("<6f", *range(6)))
     values = {"weight": torch.arange(6.0).view(1, 6)}
-    return suite(FormatSuite, format=format(), samples=[path], values=lambda self, sample: values)
+    return suite_of(FormatSuite, format=format(), samples=[path], values=lambda self, sample: values)
 
 
 def test_a_right_format_passes(tmp_path: Path):
-    assert failed(format_suite(Raw, tmp_path)) == set()
+    assert failed_facts(format_suite(Raw, tmp_path)) <= {IMPORTS}
 
 
 @pytest.mark.parametrize(
@@ -509,7 +349,7 @@ def test_a_right_format_passes(tmp_path: Path):
     ],
 )
 def test_a_wrong_format_fails_the_fact_it_breaks(format: type[Format], fact: str, tmp_path: Path):
-    assert fact in failed(format_suite(format, tmp_path), fact)
+    assert fact in failed_facts(format_suite(format, tmp_path), fact)
 
 
 def test_mutations_are_many_different_and_the_same_each_time():

@@ -17,7 +17,7 @@ from quantry.testing.plugin import PluginSuite, check_plugin
 from quantry.testing.products import check_experts, check_modules, check_pinned, check_products
 from quantry.testing.quantizers import QuantizerSuite
 from quantry.testing.running import on_target, on_threads
-from quantry.testing.suite import Outcome, outcomes
+from quantry.testing.suite import Outcome, failed_facts, outcomes, suite_of
 from quantry.testing.weighing import (
     check_stack_weighs_alone,
     check_targets_weigh_alike,
@@ -52,6 +52,7 @@ __all__ = [
     "check_targets_weigh_alike",
     "check_threads_weigh_alike",
     "corner_weight",
+    "failed_facts",
     "fake_device",
     "installed",
     "known_layouts",
@@ -64,6 +65,7 @@ __all__ = [
     "random_weight",
     "same_bytes",
     "sample_importance",
+    "suite_of",
     "tensor_digest",
     "uneven_importance",
     "worked_example",

@@ -16,7 +16,14 @@ from quantry.testing.importances import ImportanceFormatSuite
 from quantry.testing.kernels import KernelSuite
 from quantry.testing.layouts import LayoutSuite
 from quantry.testing.quantizers import QuantizerSuite
-from quantry.testing.suite import Outcome, Suite, assert_no_torch_after, assert_pure_import, outcomes
+from quantry.testing.suite import (
+    Outcome,
+    Suite,
+    assert_no_torch_after,
+    assert_pure_import,
+    outcomes,
+    suite_of,
+)
 from quantry.testing.weights import known_layouts, random_weight
 
 __all__ = ["PluginSuite", "check_plugin", "suites_of"]
@@ -87,7 +94,7 @@ def find(name: str) -> PluginRecord:
 def suites_of(name: str) -> Iterator[tuple[str, Any]]:
     """(subject, suite) for a plugin and each object it gives; samples of formats are the author's to test."""
     record = find(name)
-    yield f"plugin {name}", _suite(PluginSuite, name=name)
+    yield f"plugin {name}", suite_of(PluginSuite, name=name)
     for cls in record.provides.get("layouts", ()):
         yield f"layout {cls.family}", _layout_suite(cls.family)
     for kind, base, attribute in (
@@ -99,7 +106,7 @@ def suites_of(name: str) -> Iterator[tuple[str, Any]]:
         ("importance_formats", ImportanceFormatSuite, "format"),
     ):
         for label, obj in zip(record.names(kind), record.provides.get(kind, ()), strict=True):
-            yield f"{kind[:-1]} {label}", _suite(base, **{attribute: obj})
+            yield f"{kind[:-1]} {label}", suite_of(base, **{attribute: obj})
 
 
 def check_plugin(name: str) -> Iterator[tuple[str, Outcome]]:
@@ -112,16 +119,12 @@ def check_plugin(name: str) -> Iterator[tuple[str, Outcome]]:
             yield subject, Outcome("cases can be drawn", "", "failed", f"{type(e).__name__}: {e}")
 
 
-def _suite(base: type, **attributes: Any) -> Any:
-    return type(base.__name__, (base,), attributes)()
-
-
 def _layout_suite(family: str) -> Any:
     shapes = ((128, 256), (3, 1024), (17, 96))
     known, cases = known_layouts(family), []
     for layout in known[:: max(len(known) // 40, 1)]:
         cases += [(layout, shape) for shape in shapes if layout.why_not(shape) is None][:1]
-    suite = _suite(LayoutSuite, layout_cases=cases)
+    suite = suite_of(LayoutSuite, layout_cases=cases)
     suite.random_buffers = lambda layout, shape, seed: dict(random_weight(layout, shape, seed).buffers)
     return suite
 

@@ -11,7 +11,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-__all__ = ["Outcome", "Suite", "assert_no_torch_after", "assert_pure_import", "assert_sentence", "outcomes"]
+__all__ = [
+    "Outcome",
+    "Suite",
+    "assert_no_torch_after",
+    "assert_pure_import",
+    "assert_sentence",
+    "failed_facts",
+    "outcomes",
+    "suite_of",
+]
 
 
 class Suite:
@@ -56,6 +65,16 @@ def outcomes(suite: Any, only: str | None = None) -> Iterator[Outcome]:
             for case in cases if takes_case else [None]:
                 shown = "" if case is None else _shown(suite, case)
                 yield _outcome(fact, spoken, case, shown)
+
+
+def suite_of(base: type, **attributes: Any) -> Any:
+    """A suite as a subclass with these class attributes makes it."""
+    return type(base.__name__, (base,), attributes)()
+
+
+def failed_facts(suite: Any, only: str | None = None) -> set[str]:
+    """Facts of a suite that fail on some case."""
+    return {outcome.fact for outcome in outcomes(suite, only) if outcome.result == "failed"}
 
 
 def _shown(suite: Any, case: Any) -> str:
