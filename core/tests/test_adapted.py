@@ -21,13 +21,12 @@ from quantry import (
     Numerics,
     QuantEmbedding,
     QuantExperts,
-    QuantizedTensor,
     QuantLinear,
     ShapeError,
     TiedHead,
     hookimpl,
 )
-from quantry.testing.installed import installed
+from quantry.testing import installed, random_weight
 
 LAYOUT = "affine:b4,g32,in,mid,f16"
 
@@ -86,17 +85,7 @@ def adding(request):
 
 
 def packed(shape, seed=0, text=LAYOUT):
-    generator = torch.Generator().manual_seed(seed)
-    layout = quantry.registry().layout(text)
-    buffers = {}
-    for name, spec in layout.buffers(shape).items():
-        if spec.dtype == "u8":
-            buffers[name] = torch.randint(0, 256, spec.shape, dtype=torch.uint8, generator=generator)
-        else:
-            buffers[name] = (torch.rand(spec.shape, generator=generator) * 0.1).to(
-                quantry.torch_dtype(spec.dtype)
-            )
-    return QuantizedTensor(layout, shape, buffers)
+    return random_weight(quantry.registry().layout(text), shape, seed)
 
 
 def change(shape, rank=3, scale=0.5, seed=0):

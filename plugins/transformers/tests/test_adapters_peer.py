@@ -40,6 +40,17 @@ def ours(path, ids=IDS, **options):
     return logits_of(quantry.load_model(path, **options)[0], ids)
 
 
+def saved_with_noise(adapted: nn.Module, folder: Path) -> torch.Tensor:
+    """Fill peft's adapter with random numbers, save it, and give the model's logits in float64."""
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(0, 0.1)
+    adapted.save_pretrained(folder)
+    with torch.inference_mode():
+        return adapted.double()(input_ids=IDS[None]).logits[0]
+
+
 @pytest.mark.peer("peft")
 @pytest.mark.filterwarnings("ignore")  # peft's own
 @pytest.mark.parametrize("options", OPTIONS)
@@ -53,13 +64,7 @@ def test_logits_equal_those_of_peft(tiny, model_folder, tmp_path, arch, options)
     torch.manual_seed(0)
     config = peft.LoraConfig(r=4, lora_alpha=6, init_lora_weights=False, **chosen)
     adapted = peft.get_peft_model(copy.deepcopy(made.model), config)
-    with torch.no_grad():
-        for name, parameter in adapted.named_parameters():
-            if "lora_" in name:
-                parameter.normal_(0, 0.1)
-    adapted.save_pretrained(tmp_path / "lora")
-    with torch.inference_mode():
-        expected = adapted.double()(input_ids=IDS[None]).logits[0]
+    expected = saved_with_noise(adapted, tmp_path / "lora")
     base = made.model.double()(input_ids=IDS[None]).logits[0]
     made.model.float()
     assert (expected - base).abs().max() > 0.05 * base.abs().max()
@@ -84,13 +89,7 @@ def test_weights_that_are_stored_transposed(hf_folder, tmp_path):
         "target_modules": ["c_attn", "c_fc", "wte"],
     }
     adapted = peft.get_peft_model(model, peft.LoraConfig(r=4, **options))
-    with torch.no_grad():
-        for name, parameter in adapted.named_parameters():
-            if "lora_" in name:
-                parameter.normal_(0, 0.1)
-    adapted.save_pretrained(tmp_path / "lora")
-    with torch.inference_mode():
-        expected = adapted.double()(input_ids=IDS[None]).logits[0]
+    expected = saved_with_noise(adapted, tmp_path / "lora")
     plain = ours(tmp_path / "hf", numerics="exact")
     found = ours(tmp_path / "hf", adapter=tmp_path / "lora", numerics="exact")
     assert (expected - plain).abs().max() > 0.05 * expected.abs().max()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ class _Adapted(nn.Module):
 
     a: Tensor
     b: Tensor
+    looks_up: ClassVar[bool] = False  # rows of b, which is [*, N, R] then
 
     def __init__(
         self,
@@ -46,7 +47,7 @@ class _Adapted(nn.Module):
         a = torch.cat([c.a for c in changes], -2)
         b = torch.cat([c.b.double().mT * c.scale for c in changes], -2)  # rounded once, with its scale
         self.register_buffer("a", a.to(device, dtype).contiguous())
-        self.register_buffer("b", b.to(device, dtype).contiguous())
+        self.register_buffer("b", (b.mT if self.looks_up else b).to(device, dtype).contiguous())
 
     @property
     def shape(self) -> tuple[int, ...] | None:
@@ -121,15 +122,7 @@ class AdaptedEmbedding(_Adapted):
     Raises ShapeError for the change of another shape.
     """
 
-    def __init__(
-        self,
-        base: nn.Module,
-        changes: Sequence[LowRank],
-        dtype: torch.dtype = torch.float32,
-        device: str | torch.device = "cpu",
-    ) -> None:
-        super().__init__(base, changes, dtype, device)
-        self.b = self.b.T.contiguous()  # [rows, R]: rows are looked up
+    looks_up = True
 
     @property
     def num_embeddings(self) -> int:
