@@ -1,12 +1,15 @@
-"""What importance, GGUF output and adapters cost on Gemma-3-270M; writes results/tooling.json and .md.
+"""What importance, GGUF output and adapters cost; writes results/tooling.json and .md.
 
     python benchmarks/tooling.py
 
-* `quantry imatrix`: tokens a second of `collect_importance`, weights read from the folder layer by layer, by
-  the prefill speed of the same model, loaded, over the same chunks;
-* `quantry convert gguf`: seconds of `convert_gguf` from the dense folder by those of the encoders alone for
-  the same tensors and types in memory, on as many threads;
-* a GGUF LoRA of rank 16 on every linear layer of every block: decoded tokens a second with it by without.
+* `quantry imatrix` of Gemma-3-270M: tokens a second of `collect_importance`, weights read from the file
+  layer by layer, by the prefill speed of the same model, loaded, over the same chunks, logits of the last
+  token only;
+* `quantry convert gguf`: seconds of `convert_gguf` by those of the encoders alone for the same weights and
+  types in memory, on as many threads; from a GGUF file of 2 GB of bfloat16, and from the dense folder of
+  Gemma, whose vocabulary of 262,144 tokens costs more than its weights;
+* a GGUF LoRA of rank 16 on every linear layer of every block of Gemma: decoded tokens a second with it by
+  without.
 
 Each pair runs interleaved, best of `--rounds`; the machine should have nothing else to do.
 """
@@ -48,7 +51,7 @@ def main() -> None:
         document = {
             "machine": describe(quantry.registry().device("cpu"), torch.get_num_threads(), ("transformers",)),
             "imatrix": imatrix(rounds),
-            "convert": [converted(Path(scratch), kind, rounds) for kind in ("Q4_K_M", "IQ4_XS", "Q8_0")],
+            "convert": conversions(Path(scratch), rounds),
             "lora": lora(Path(scratch), rounds),
         }
     (RESULTS / "tooling.json").write_text(json.dumps(document, indent=1) + "\n")
@@ -77,7 +80,7 @@ def imatrix(rounds: int) -> dict[str, Any]:
         def prefill(model: Any = model, chunks: torch.Tensor = chunks) -> None:
             with torch.inference_mode():
                 for chunk in chunks:
-                    model(chunk, use_cache=False)
+                    model(chunk, use_cache=False, logits_to_keep=1)
 
         def collect(path: Path = path) -> None:
             collect_importance(path, chunks=CHUNKS, chunk_tokens=CHUNK_TOKENS)
@@ -90,33 +93,62 @@ def imatrix(rounds: int) -> dict[str, Any]:
     return {"chunks": CHUNKS, "chunk_tokens": CHUNK_TOKENS, "rows": rows}
 
 
-def converted(scratch: Path, kind: str, rounds: int) -> dict[str, Any]:
-    folder, out = dense_gemma(), scratch / "x.gguf"
-    convert_gguf(folder, out, TypeOptions(file_type(kind)))
-    made, source = quantry.open(out), quantry.open(folder)
-    names = next(r for r in quantry.registry().runtimes if r.why_not(source) is None).other_names(
-        source, "gguf"
-    )
+def conversions(scratch: Path, rounds: int) -> list[dict[str, Any]]:
+    folder, large = dense_gemma(), large_gguf(scratch / "large.gguf")
+    kinds = ("Q4_K_M", "IQ4_XS", "Q8_0")
+    return [converted(large, scratch, k, rounds) for k in kinds] + [
+        converted(folder, scratch, kinds[0], rounds)
+    ]
+
+
+def large_gguf(path: Path) -> Path:
+    """A llama of 12 layers, 2 GB of random bfloat16."""
+    writer = gguf.GGUFWriter(path, "llama")
+    layers, hidden, inner, heads = 12, 2560, 6912, 20
+    writer.add_block_count(layers)
+    writer.add_embedding_length(hidden)
+    writer.add_feed_forward_length(inner)
+    writer.add_head_count(heads)
+    shapes = {"attn_q": (hidden, hidden), "attn_k": (hidden, hidden), "attn_v": (hidden, hidden)}
+    shapes |= {"attn_output": (hidden, hidden), "ffn_down": (hidden, inner)}
+    shapes |= {"ffn_gate": (inner, hidden), "ffn_up": (inner, hidden)}
+    made = torch.Generator().manual_seed(0)
+    for layer in range(layers):
+        for name, shape in shapes.items():
+            weight = (torch.randn(shape, generator=made) * 0.02).bfloat16().view(torch.uint8).numpy()
+            writer.add_tensor(f"blk.{layer}.{name}.weight", weight, raw_dtype=gguf.GGMLQuantizationType.BF16)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def converted(model: Path, scratch: Path, kind: str, rounds: int) -> dict[str, Any]:
+    """Seconds of a conversion, and of encoding the same weights from memory."""
+    out, options = scratch / "x.gguf", TypeOptions(file_type(kind))
+    convert_gguf(model, out, options)
+    made, source = quantry.open(out), quantry.open(model)
+    names = quantry.model_names(source, "gguf") if source.format.name != "gguf" else {}
     packed = [e for e in made.entries() if e.layout.family == "ggml"]
     work = [
-        (source[names[e.name]].buffers["weight"].clone(), str(e.layout).partition(":")[2]) for e in packed
+        (source[names.get(e.name, e.name)].buffers["weight"].clone(), str(e.layout).partition(":")[2])
+        for e in packed
     ]
     pieces = [
-        (part, kind) for weight, kind in work for part in weight.split(max(1, (2 << 20) // weight.shape[1]))
+        (part, to) for weight, to in work for part in weight.split(max(1, (2 << 20) // weight.shape[1]))
     ]
 
     def encode() -> None:
         jobs = torch.get_num_threads()
         quantry.run_bounded(pieces, lambda p: quantry.quantize(*p), lambda _: 1, budget=1 << 30, jobs=jobs)
 
-    ours, alone = best(rounds, lambda: convert_gguf(folder, out, TypeOptions(file_type(kind))), encode)
+    ours, alone = best(rounds, lambda: convert_gguf(model, out, options), encode)
+    size = sum(weight.nbytes for weight, _ in work)
     return {
-        "type": kind,
-        "seconds": ours,
-        "encoders_s": alone,
-        "share": alone / ours,
-        "bytes": out.stat().st_size,
-    }
+        "model": model.name, "source_bytes": size, "type": kind, "seconds": ours, "encoders_s": alone,
+        "share": alone / ours, "bytes": out.stat().st_size,
+    }  # fmt: skip
 
 
 def lora(scratch: Path, rounds: int) -> dict[str, Any]:
@@ -172,9 +204,14 @@ def page(document: dict[str, Any]) -> str:
         f"| {r['model']} | {r['tok_s']:.0f} | {r['prefill_tok_s']:.0f} | {r['ratio']:.2f} |"
         for r in document["imatrix"]["rows"]
     ]
-    lines += ["", "| `quantry convert gguf --type` | seconds | encoders alone | share |", "|---|---|---|---|"]
     lines += [
-        f"| {r['type']} | {r['seconds']:.2f} | {r['encoders_s']:.2f} | {r['share']:.2f} |"
+        "",
+        "| `quantry convert gguf` of | type | seconds | encoders alone | share |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {r['model']}, {r['source_bytes'] / 1e9:.1f} GB | {r['type']} | {r['seconds']:.2f} |"
+        f" {r['encoders_s']:.2f} | {r['share']:.2f} |"
         for r in document["convert"]
     ]
     found = document["lora"]
